@@ -1,0 +1,43 @@
+"""Canonical parameter names and the globs that select among them."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+# What DDP, torch.compile, FSDP1 and activation checkpointing put into a parameter's dotted name.
+_WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# `module` is also an ordinary attribute name, so it is taken away only where a wrapper puts it: in front.
+_WRAPPER_PREFIXES = ("module.",)
+
+
+def canonical_name(name: str) -> str:
+    """Returns the dotted name without the parts that wrappers add.
+
+    Example:
+        >>> canonical_name("_orig_mod.module.layer1.0.conv1.weight")
+        'layer1.0.conv1.weight'
+    """
+    name = ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
+    for prefix in _WRAPPER_PREFIXES:
+        while name.startswith(prefix):
+            name = name[len(prefix) :]
+    return name
+
+
+def selected(name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> bool:
+    """Whether globs select a weight: some `include` matches (none given: all do) and no `exclude` does.
+
+    A glob matches the whole dotted name (`layer1.*`, `*.conv2.weight`); case counts.
+    """
+    if include and not any(fnmatchcase(name, glob) for glob in include):
+        return False
+    return not any(fnmatchcase(name, glob) for glob in exclude)
+
+
+def unmatched_globs(globs: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Returns the globs that match none of the names: nearly always a typing error worth saying."""
+    return [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+
+
+def short_weight_name(name: str) -> str:
+    """Returns the layer's name: the parameter's without a closing `.weight`, as the trackers' keys carry it."""
+    return name[: -len(".weight")] if name.endswith(".weight") else name

@@ -1,0 +1,186 @@
+"""What a run shows at its end: per weight, measured against predicted over the last samples."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from smdtrack.record.run import Floats, Run
+
+#: A weight is in equilibrium when its RMS angle is within this share of the equilibrium line.
+EQUILIBRIUM_BAND = 0.1
+#: Samples of the rolling RMS by which equilibrium is judged; a single step's angle scatters too much.
+ROLLING_SAMPLES = 10
+_MIN_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """One weight over the window; angles are RMS, in radian per optimizer step; None where there is no such value.
+
+    Attributes:
+        angle: Measured.
+        angle_pred: Drift-corrected line: theory at the rate at which the norm changed over the window.
+        angle_eq: Equilibrium line.
+        pred_ratio: angle / angle_pred.
+        eq_ratio: angle / angle_eq.
+        time_constant: Steps in which the squared norm's distance from equilibrium falls by e, as theory has it.
+        equilibrium_step: Step from which on the rolling RMS angle kept within 10 % of the equilibrium line.
+    """
+
+    key: str
+    samples: int
+    angle: float | None
+    angle_pred: float | None
+    angle_eq: float | None
+    pred_ratio: float | None
+    eq_ratio: float | None
+    norm: float | None
+    norm_eq: float | None
+    time_constant: float | None
+    equilibrium_step: int | None
+    line_kind: str
+    line_reason: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The table at the end of a run, and its one-line verdict.
+
+    Attributes:
+        first_step, last_step: The window: the last third of the run's samples, from the last jump of the lines on.
+    """
+
+    first_step: int
+    last_step: int
+    weights: tuple[WeightSummary, ...]
+    verdict: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the summary as plain dictionaries and lists."""
+        return asdict(self)
+
+
+def summarize(run: Run) -> Summary | None:
+    """Returns the summary of a run over the last third of its samples; None if nothing was measured.
+
+    The drift-corrected line over a window is exact however the samples lie: with `r = ||w||^2`, and angles
+    squared and averaged over the window,
+    `angle_pred^2 = <angle_eq^2> + (ln r_last - ln r_first) / (steps * R)`, R the line's memory.
+    Derived here: the mean of `(2 gamma + d ln r/dt) / R` over the window, whose second part telescopes.
+    """
+    if not len(run.steps) or "angle" not in run.values:
+        return None
+    start = _window_start(run)
+    rows = tuple(_weight_summary(run, index, start) for index in range(len(run.info.weights)))
+    return Summary(int(run.steps[start]), int(run.steps[-1]), rows, _verdict(rows))
+
+
+def _window_start(run: Run) -> int:
+    count = len(run.steps)
+    start = min(count - 1, 2 * count // 3)
+    lines = run.values.get("angle_eq")
+    if lines is not None and count - start > _MIN_SAMPLES:
+        # Across a jump of lr the angle and its lines are out of step for a while: start behind it.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            jumps = np.abs(np.diff(np.log(lines[start:]), axis=0)) > np.log(1.5)
+        behind = np.flatnonzero(jumps.any(axis=1))
+        if len(behind) and count - (start + behind[-1] + 1) >= _MIN_SAMPLES:
+            start += int(behind[-1]) + 1
+    return start
+
+
+def _weight_summary(run: Run, index: int, start: int) -> WeightSummary:
+    weight = run.info.weights[index]
+    column = {family: table[:, index] for family, table in run.values.items()}
+    measured = np.isfinite(column["angle"][start:])
+    angle = _rms(column["angle"][start:])
+    angle_eq = _rms(_get(column, "angle_eq")[start:])
+    angle_pred = _drift_corrected(run, column, start)
+    return WeightSummary(
+        key=weight.key,
+        samples=int(measured.sum()),
+        angle=angle,
+        angle_pred=angle_pred,
+        angle_eq=angle_eq,
+        pred_ratio=_ratio(angle, angle_pred),
+        eq_ratio=_ratio(angle, angle_eq),
+        norm=_rms(column["norm"][start:]),
+        norm_eq=_rms(_get(column, "norm_eq")[start:]),
+        time_constant=_rms(_get(column, "time_constant")[-1:]),
+        equilibrium_step=_equilibrium_step(run, column),
+        line_kind=weight.line_kind,
+        line_reason=weight.line_reason,
+    )
+
+
+def _drift_corrected(run: Run, column: Mapping[str, Floats], start: int) -> float | None:
+    there = np.flatnonzero(np.isfinite(column["norm"][start:]) & np.isfinite(column["angle"][start:])) + start
+    memory = _rms(_get(column, "memory")[start:])
+    angle_eq = _rms(_get(column, "angle_eq")[start:])
+    if memory is None or angle_eq is None or len(there) < 2:
+        return _rms(_get(column, "angle_pred")[start:])
+    first, last = there[0], there[-1]
+    growth = 2 * np.log(column["norm"][last] / column["norm"][first])
+    squared = angle_eq**2 + growth / ((run.steps[last] - run.steps[first]) * memory)
+    return float(np.sqrt(squared)) if squared > 0 else None
+
+
+def _equilibrium_step(run: Run, column: Mapping[str, Floats]) -> int | None:
+    """First sample from which on the rolling RMS ratio is inside the band for 90 % of the samples, the last included."""
+    ratio = rolling_rms(column["angle"]) / rolling_rms(_get(column, "angle_eq"))
+    there = np.flatnonzero(np.isfinite(ratio))
+    if not len(there):
+        return None
+    inside = np.abs(ratio[there] - 1) <= EQUILIBRIUM_BAND
+    share_from_here = np.cumsum(inside[::-1])[::-1] / np.arange(len(inside), 0, -1)
+    settled = np.flatnonzero(inside & (share_from_here >= 0.9))
+    if not len(settled) or not inside[-1]:
+        return None
+    return int(run.steps[there[settled[0]]])
+
+
+def rolling_rms(values: Floats, samples: int = ROLLING_SAMPLES) -> Floats:
+    """Returns the RMS over the last `samples` values (fewer at the beginning) at every value; NaN where one is NaN.
+
+    Args:
+        values: (T,)
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values**2)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - samples, 0)
+    mean: Floats = (sums[ends] - sums[starts]) / (ends - starts)
+    return np.sqrt(np.maximum(mean, 0))
+
+
+def _verdict(rows: tuple[WeightSummary, ...]) -> str:
+    with_line = [row.eq_ratio for row in rows if row.eq_ratio is not None]
+    drift = sorted(row.pred_ratio for row in rows if row.pred_ratio is not None)
+    if not drift:
+        reasons = sorted({row.line_reason for row in rows if row.line_reason})
+        return f"{len(rows)} weights measured; no line to compare with" + (f": {'; '.join(reasons)}" if reasons else "")
+    settled = sum(abs(ratio - 1) <= EQUILIBRIUM_BAND for ratio in with_line)
+    on_line = sum(abs(ratio - 1) <= EQUILIBRIUM_BAND for ratio in drift)
+    line = (
+        f"{on_line} of {len(rows)} weights turn as theory predicts"
+        f" (measured / drift-corrected line {drift[0]:.3f} to {drift[-1]:.3f})"
+    )
+    if not with_line:
+        return f"{line}; no weight has an equilibrium"
+    if settled == len(rows):
+        return f"{line}; all are in equilibrium"
+    return f"{line}; {settled} of {len(rows)} are in equilibrium"
+
+
+def _get(column: Mapping[str, Floats], family: str) -> Floats:
+    return column[family] if family in column else np.full_like(column["angle"], np.nan)
+
+
+def _rms(values: Floats) -> float | None:
+    values = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(values**2))) if len(values) else None
+
+
+def _ratio(measured: float | None, line: float | None) -> float | None:
+    return measured / line if measured is not None and line else None
