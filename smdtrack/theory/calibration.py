@@ -1,0 +1,258 @@
+"""The memory of any optimizer, measured: run it on white noise and look at its updates.
+
+Where a mask, a sign or a matrix function stands between gradients and updates, no impulse response gives R. But R is a
+property of the optimizer alone: run the real class with the run's own hyper-parameters, without weight decay, on
+gradients that are white noise, and take the autocorrelation of its updates. Derived here, three readings of one run:
+
+    rho_j = <u_t, u_{t+j}> / <u_t, u_t>      by FFT over time, averaged over coordinates
+    S     = <u_t, u_t> / <g_t, g_t>
+    H     = sum_k <u_t, g_{t-k}> / <g, g>    the gain of a constant pull, since for Gaussian gradients
+                                             E[du_t/dg_{t-k}] = E[u_t g_{t-k}]/<g, g> (Stein's lemma), whatever u is
+
+Unknown optimizers are probed further for how decay, gradient scale and weight scale enter.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from smdtrack.theory.updates import Updates
+
+_STEPS, _BURN_IN = 4096, 400
+_SHAPE = (32, 32)
+_SMALL_SIDE = 32
+_MOST_NUMBERS = 6_000_000
+_cache: dict[tuple[Any, ...], "Calibrated"] = {}
+
+
+class CannotRunError(RuntimeError):
+    """The optimizer does not run by itself on a plain gradient."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What running an optimizer on white noise shows.
+
+    Attributes:
+        updates: gain (per unit of gradient), energy, autocorrelation, memory, at learning rate 1.
+        per_learning_rate: |update| goes as lr to this power, nearly 1 for all that have a learning rate.
+    """
+
+    updates: Updates
+
+
+def calibrated(optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> Updates:
+    """The updates of an optimizer of this class and these hyper-parameters, measured once and remembered.
+
+    Args:
+        optimizer: the user's own; only its class and `group` are used, it is not touched.
+        group: the parameter group whose hyper-parameters hold.
+        shape: of the weight, where the optimizer looks at it (Muon); a stand-in of the same aspect ratio and smaller
+            side of at most 32 is run. None: a 32 x 32 weight.
+
+    Raises:
+        CannotRunError: where the class cannot be built or stepped that way.
+    """
+    key = (type(optimizer), _frozen(hyper_parameters(type(optimizer), group)), _stand_in(shape))
+    if key not in _cache:
+        _cache[key] = _calibrate(type(optimizer), hyper_parameters(type(optimizer), group), _stand_in(shape))
+    return _cache[key].updates
+
+
+def hyper_parameters(optimizer_class: type[Optimizer], group: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments that the group knows, without learning rate and decay (which do not change R)."""
+    accepted = inspect.signature(optimizer_class.__init__).parameters
+    known = {name: value for name, value in group.items() if name in accepted and name not in ("params", "lr")}
+    known.pop("weight_decay", None)
+    known.pop("corrected_weight_decay", None)
+    if "beta1" in group and "betas" in accepted and group["beta1"] is not None:
+        known["betas"] = (group["beta1"], 0.999)
+    for switch in ("foreach", "fused", "capturable", "differentiable", "verbose"):
+        known.pop(switch, None)
+    return known
+
+
+def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, repr(value)) for name, value in values.items()))
+
+
+def _stand_in(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """A matrix with the aspect ratio of the weight (flattened as convolutions are) that is quick to run."""
+    if shape is None:
+        return _SHAPE
+    rows, columns = shape[0], math.prod(shape[1:])
+    small, large = min(rows, columns), max(rows, columns)
+    side = min(small, _SMALL_SIDE)
+    other = max(side, round(large * side / max(small, 1)))
+    return (side, other) if rows <= columns else (other, side)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """The caller's random numbers, gradient mode and default type stay as they are; compilation is left out."""
+    compiling = getattr(torch.compiler, "set_stance", None)
+    stance = compiling("force_eager") if compiling is not None else None
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        torch.manual_seed(0)
+        try:
+            if stance is not None:
+                stance.__enter__()
+            yield
+        finally:
+            if stance is not None:
+                stance.__exit__(None, None, None)
+
+
+def run(
+        optimizer_class: type[Optimizer],
+        arguments: Mapping[str, Any],
+        weight: Tensor,
+        gradients: Callable[[int], Tensor],
+        steps: int,
+) -> Iterator[Tensor]:
+    """Steps a fresh optimizer over given gradients; yields the change of the weight at each step.
+
+    Raises:
+        CannotRunError: naming what went wrong.
+    """
+    parameter = torch.nn.Parameter(weight.clone())
+    try:
+        optimizer = optimizer_class([parameter], **arguments)
+        for step in range(steps):
+            parameter.grad = gradients(step)
+            before = parameter.detach().clone()
+            optimizer.step()
+            yield parameter.detach() - before
+    except CannotRunError:
+        raise
+    except Exception as error:
+        raise CannotRunError(f"{optimizer_class.__name__} does not run on plain gradients: {error}") from error
+
+
+def _calibrate(
+        optimizer_class: type[Optimizer], arguments: Mapping[str, Any], shape: tuple[int, ...], lr: float = 1e-3,
+) -> Calibrated:
+    size = math.prod(shape)
+    steps = max(1024, min(_STEPS, _MOST_NUMBERS // size))
+    generator = torch.Generator().manual_seed(7)
+    noise: list[Tensor] = []
+    moves: list[Tensor] = []
+    chosen = torch.randperm(size, generator=generator)[: min(size, 1024)]
+
+    def gradient(step: int) -> Tensor:
+        draw = torch.randn(shape, generator=generator, dtype=torch.float32)
+        if step >= _BURN_IN:
+            noise.append(draw.flatten()[chosen])
+        return draw
+
+    with _alone():
+        start = torch.randn(shape, generator=generator)
+        for step, move in enumerate(run(
+                optimizer_class, {**arguments, "lr": lr, "weight_decay": 0.0}, start, gradient, _BURN_IN + steps)):
+            if step >= _BURN_IN:
+                moves.append(-move.flatten()[chosen] / lr)
+        return Calibrated(measure(torch.stack(moves), torch.stack(noise)))
+
+
+def measure(moves: Tensor, gradients: Tensor) -> Updates:
+    """Statistics of the updates from a record of updates and white gradients, both (steps, coordinates).
+
+    Sums run to lag 512, or to ten times the memory found so far where that is longer (Sokal's window): a mask leaves
+    slow tails of small correlation, and further out there is only noise.
+    """
+    moves, gradients = moves.double(), gradients.double()
+    if not bool(moves.isfinite().all()) or float(moves.square().sum()) == 0:
+        raise CannotRunError("its updates on white noise are zero or not finite")
+    steps = moves.shape[0]
+    padded = 1 << (2 * steps - 1).bit_length()
+    covariance_spectrum = torch.zeros(padded // 2 + 1, dtype=torch.float64)
+    response_spectrum = torch.zeros(padded // 2 + 1, dtype=torch.complex128)
+    for first in range(0, moves.shape[1], 64):
+        spectrum = torch.fft.rfft(moves[:, first : first + 64], n=padded, dim=0)
+        driving = torch.fft.rfft(gradients[:, first : first + 64], n=padded, dim=0)
+        covariance_spectrum += spectrum.abs().square().sum(1)
+        response_spectrum += (spectrum * driving.conj()).sum(1)
+    pairs = torch.arange(steps, 0, -1, dtype=torch.float64) * moves.shape[1]
+    covariance = torch.fft.irfft(covariance_spectrum, n=padded)[:steps] / pairs
+    response = torch.fft.irfft(response_spectrum, n=padded)[:steps] / pairs
+    autocorrelation = covariance / covariance[0]
+    memory = 2 * autocorrelation.cumsum(0) - 1
+    lags = torch.arange(steps, dtype=torch.float64)
+    inside = (lags < 10 * memory.clamp_min(1.0)) | (lags < 512)
+    reach = int(torch.nonzero(~inside)[0]) if bool((~inside).any()) else steps
+    reach = min(reach, steps // 4)
+    power = float(gradients.square().mean())
+    return Updates(
+        gain=float(response[:reach].sum()) / power,
+        energy=float(covariance[0]) / power,
+        autocorrelation=autocorrelation[:reach].clone(),
+        memory=float(memory[reach - 1]),
+    )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How an unknown optimizer answers to weight decay and to scale.
+
+    Attributes:
+        decay_per_step: gamma at the group's lr and decay, as measured.
+        decay_needs_state: gamma changes with the size of the gradients.
+        norm_exponent: p of |u| ~ |g|^p at a fixed weight; with |g| ~ 1/||w||, p of |u| ~ ||w||^-p.
+        follows_weight: |u| goes with ||w||: a trust ratio.
+    """
+
+    decay_per_step: float
+    decay_needs_state: bool
+    norm_exponent: float
+    follows_weight: bool
+
+
+def probe(optimizer: Optimizer, group: Mapping[str, Any], lr: float, weight_decay: float) -> Probe:
+    """Runs an optimizer a few hundred steps with and without decay, at two sizes of gradient and of weight.
+
+    Derived here: the same noise with and without decay leaves a difference -gamma w per step; projected on a weight
+    that is large against the updates, and averaged after the filters have filled, it is gamma.
+    """
+    arguments = hyper_parameters(type(optimizer), group)
+    steps, settled = 400, 200
+
+    def mean_move(decay: float, gradient_scale: float, weight_scale: float) -> tuple[float, float, float]:
+        generator = torch.Generator().manual_seed(11)
+        direction = torch.randn(_SHAPE, generator=generator)
+        weight = direction * weight_scale
+        along = power = 0.0
+
+        def gradient(_: int) -> Tensor:
+            return torch.randn(_SHAPE, generator=generator) * gradient_scale
+
+        for step, move in enumerate(run(
+                type(optimizer), {**arguments, "lr": small_lr, "weight_decay": decay}, weight, gradient, steps)):
+            if step >= settled:
+                along += float((move * direction).sum() / (direction.square().sum() * weight_scale))
+                power += float(move.square().sum())
+        return -along / (steps - settled), math.sqrt(power / (steps - settled)), weight_scale
+
+    small_lr = min(lr, 1e-4)
+    decay = min(weight_decay, 1e-2) if weight_decay > 0 else 1e-2
+    with _alone():
+        gammas = []
+        for scale in (1.0, 10.0):
+            with_decay, _, _ = mean_move(decay, scale, 1.0)
+            without, _, _ = mean_move(0.0, scale, 1.0)
+            gammas.append((with_decay - without) / (small_lr * decay))
+        lengths = [mean_move(0.0, scale, 1.0)[1] for scale in (1.0, 10.0)]
+        heavy = mean_move(0.0, 1.0, 10.0)[1]
+    exponent = round(math.log10(lengths[1] / lengths[0]), 2) if min(lengths) > 0 else 0.0
+    return Probe(
+        decay_per_step=gammas[0] * lr * weight_decay,
+        decay_needs_state=abs(gammas[1] - gammas[0]) > 0.1 * max(abs(gammas[0]), 1e-12),
+        norm_exponent=exponent,
+        follows_weight=heavy > 3 * lengths[0],
+    )

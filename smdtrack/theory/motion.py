@@ -1,0 +1,68 @@
+"""How an optimizer moves a weight, in the few terms that the theory needs, and the line that follows."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from smdtrack.theory.line import Kind, Line
+from smdtrack.theory.updates import Updates
+
+DERIVED = "derived here (general line: R from the impulse response)"
+WHITE = "gradients uncorrelated in time"
+NO_EQUILIBRIUM = "weight decay is 0: the norm only grows, there is no equilibrium; the drift-corrected line holds"
+
+
+@dataclass(frozen=True)
+class Motion:
+    """One optimizer under one setting of its hyper-parameters.
+
+    Attributes:
+        updates: statistics of the updates without the decay; None where there is no line.
+        decay: gamma, or what the state's factor multiplies to give gamma when `from_state`.
+        from_state: weight decay passes through a normalisation that only the optimizer's state knows.
+        norm_exponent, decay_exponent, step_size, trust: as in `Line`.
+        fixed_angle: the equilibrium angle where a trust ratio sets it.
+    """
+
+    optimizer: str
+    updates: Updates | None
+    step_size: float = 0.0
+    decay: float = 0.0
+    from_state: bool = False
+    norm_exponent: float = 0.0
+    decay_exponent: float = 0.0
+    trust: Literal["whole", "gradient"] | None = None
+    fixed_angle: float | None = None
+    kind: Kind = "closed form"
+    formula: str = "2 gamma / R"
+    source: str = DERIVED
+    assumptions: tuple[str, ...] = (WHITE,)
+    reason: str | None = None
+
+
+def no_line(optimizer: str, reason: str) -> Motion:
+    """An optimizer for which no line can be drawn."""
+    return Motion(optimizer, None, kind="none", reason=reason, formula="", source="", assumptions=())
+
+
+def line_of(motion: Motion, state_factor: float | None = None) -> Line:
+    """The line that follows from a motion; `state_factor` is needed where weight decay passes through the state."""
+    line = Line(
+        motion.kind, motion.optimizer, motion.formula, motion.source, motion.assumptions, motion.reason,
+        norm_exponent=motion.norm_exponent, decay_exponent=motion.decay_exponent, step_size=motion.step_size,
+        updates=motion.updates, trust=motion.trust,
+    )
+    if motion.updates is None:
+        return replace(line, norm_exponent=None)
+    memory = motion.updates.memory
+    if motion.from_state and motion.decay > 0:
+        if state_factor is None:
+            return replace(line, memory=memory, reason="the decay rate is read from the optimizer's state")
+        gamma = motion.decay * state_factor
+    else:
+        gamma = motion.decay
+    if motion.fixed_angle is not None:
+        return replace(line, memory=memory, decay_rate=gamma, angular_update=motion.fixed_angle)
+    if gamma <= 0:
+        return replace(line, memory=memory, decay_rate=0.0, angular_update=0.0, reason=motion.reason or NO_EQUILIBRIUM)
+    return replace(line, memory=memory, decay_rate=gamma, angular_update=math.sqrt(2 * gamma / memory))
