@@ -1,0 +1,94 @@
+"""Running forward passes in somebody's process without leaving a trace."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+
+_LOW = (torch.float32, torch.bfloat16, torch.float16)
+_CASTS = ("float", "half", "bfloat16")
+
+
+@contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Puts the random states of python, numpy, torch and CUDA back, whatever happens inside."""
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state()
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextmanager
+def silent_global_hooks() -> Iterator[None]:
+    """Empties torch's global module hooks, which would see every module of the copy."""
+    registries = [value for key, value in vars(torch_module).items() if key.startswith("_global_") and key.endswith(
+        ("hooks", "hooks_always_called", "hooks_with_kwargs")
+    ) and isinstance(value, dict)]
+    saved = [dict(registry) for registry in registries]
+    for registry in registries:
+        registry.clear()
+    try:
+        yield
+    finally:
+        for registry, content in zip(registries, saved, strict=True):
+            registry.update(content)
+
+
+@contextmanager
+def isolated(device: torch.device) -> Iterator[None]:
+    """The state in which an audit runs: gradients on, autocast off, eager, own random numbers, no global hooks."""
+    with ExitStack() as stack:
+        stack.enter_context(untouched_generators())
+        stack.enter_context(silent_global_hooks())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+class DoublePrecision(TorchFunctionMode):
+    """Keeps everything that a forward pass computes in float64, also where the model asks for less.
+
+    Some modules cast their input to float32 (`x.float()`, `x.to(torch.bfloat16)`), which would leave rounding of 1e-7
+    where the ladder looks for 1e-9. Every floating dtype below float64 that is asked for becomes float64, and every
+    floating result is float64.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _CASTS and args and isinstance(args[0], torch.Tensor):
+            return args[0].double()
+        if name == "type_as" and len(args) > 1 and args[1].dtype in _LOW:
+            return args[0].double()
+        if kwargs.get("dtype") in _LOW:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        if any(isinstance(arg, torch.dtype) and arg in _LOW for arg in args):
+            args = tuple(torch.float64 if isinstance(arg, torch.dtype) and arg in _LOW else arg for arg in args)
+        result = self.call(func, args, kwargs)
+        if isinstance(result, torch.Tensor) and result.dtype in _LOW:
+            return result.double()
+        return result
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls the intercepted function; the place for a subclass to do it otherwise."""
+        return func(*args, **kwargs)

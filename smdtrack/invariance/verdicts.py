@@ -1,0 +1,110 @@
+"""The records that an audit returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["invariant", "degenerate", "null", "not"]
+Cause = Literal["batch_norm", "other"]
+Scope = Literal["filter", "tensor"]
+
+VERDICTS: tuple[Verdict, ...] = ("invariant", "degenerate", "null", "not")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What an audit found out about one parameter.
+
+    Attributes:
+        name: The name in the given module's `named_parameters()`.
+        shape: The parameter's shape.
+        verdict: `invariant`: `f(k w) = f(w)` for all `k > 0` at every value of the other parameters, and the weight
+            has a direction to turn in. `degenerate`: only the signs of its elements matter (a filter with one tap).
+            `null`: the output does not depend on it at all (a bias before batch norm). `not`: none of these.
+        cause: What makes it invariant or degenerate; None for the other verdicts.
+        norm: Dotted name of the responsible normalisation module, where one alone accounts for it.
+        scope: `filter`: each slice along `filter_dim` may be scaled by its own factor; `tensor`: only the whole.
+        filter_dim: The dimension of the filters; None unless the scope is `filter`.
+        cosine: Largest `|<w, g>| / (||w|| ||g||)` seen over the draws; None where the gradient is zero. An invariant
+            weight whose cosine is not small hides its radial derivative from autograd (`w / w.norm().detach()`):
+            its gradient is not tangential, and no line of theory holds for it.
+        evidence: The numbers of each rung, for `smdtrack audit --explain`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    verdict: Verdict
+    cause: Cause | None = None
+    norm: str | None = None
+    scope: Scope | None = None
+    filter_dim: int | None = None
+    cosine: float | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the eight keys of the audit's JSON document."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "verdict": self.verdict,
+            "cause": self.cause,
+            "norm": self.norm,
+            "scope": self.scope,
+            "filter_dim": self.filter_dim,
+            "cosine": self.cosine,
+        }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The verdict on every parameter of one model.
+
+    Attributes:
+        model: Name of the model.
+        input_size: Shape of the input without its batch dimension; None where no forward pass was needed.
+        parameters: Number of scalar parameters.
+        invariant_parameters: Number of scalar parameters in tensors whose verdict is `invariant`.
+        seconds: Wall-clock time that the audit took.
+        certificate: Largest relative change of the outputs when all invariant tensors are scaled at once by
+            independent random factors, per `tensor` and per `filter`; None where no forward pass was needed.
+        weights: One record per parameter, in the order of `named_parameters()`.
+    """
+
+    model: str
+    input_size: tuple[int, ...] | None
+    parameters: int
+    invariant_parameters: int
+    seconds: float
+    certificate: Mapping[str, float | None]
+    weights: tuple[Weight, ...] = field(repr=False)
+
+    @property
+    def invariant(self) -> tuple[str, ...]:
+        """Names of the parameters whose verdict is `invariant`."""
+        return tuple(weight.name for weight in self.weights if weight.verdict == "invariant")
+
+    def __getitem__(self, name: str) -> Weight:
+        for weight in self.weights:
+            if weight.name == name:
+                return weight
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the audit as plain lists and dicts, ready for `json.dumps`."""
+        return {
+            "model": self.model,
+            "input_size": None if self.input_size is None else list(self.input_size),
+            "parameters": self.parameters,
+            "invariant_parameters": self.invariant_parameters,
+            "seconds": self.seconds,
+            "certificate": dict(self.certificate),
+            "weights": [weight.to_json() for weight in self.weights],
+        }
