@@ -1,0 +1,52 @@
+"""The `smdtrack` command: one file per subcommand, imported when it is called."""
+
+import importlib
+import pkgutil
+from typing import Any
+
+import click
+
+from smdtrack.notices import SmdtrackError
+
+
+class _Commands(click.Group):
+    """Finds subcommands as modules of this package, so that `--help` imports none of the heavy ones."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"{__name__}.{name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message} There are {', '.join(self.list_commands(ctx))}.", ctx) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SmdtrackError as error:
+            raise click.UsageError(str(error)) from error
+
+
+# Said here, not read from the commands: `smdtrack --help` must not import torch.
+_SUMMARIES = {
+    "audit": "Which weights of a model are scale-invariant, why, and at what scope.",
+    "predict": "The equilibrium angle and time constant of a recipe, before training.",
+    "run": "Run an unmodified training script with its angular updates tracked.",
+}
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="smdtrack")
+def main() -> None:
+    """Track how far scale-invariant weights turn per step, beside the line that theory predicts."""

@@ -6,5 +6,14 @@ from smdtrack.record.store import LocalStore
 from smdtrack.record.summary import Summary, WeightSummary, summarize
 
 __all__ = [
-    "LocalStore", "Point", "Run", "RunInfo", "Sample", "Summary", "TrackedWeight", "WeightSummary", "read_run", "summarize",
-]  # fmt: skip
+    "LocalStore",
+    "Point",
+    "Run",
+    "RunInfo",
+    "Sample",
+    "Summary",
+    "TrackedWeight",
+    "WeightSummary",
+    "read_run",
+    "summarize",
+]

@@ -63,8 +63,7 @@ def _whole_batches(part: Path) -> Iterator[Any]:
 
     with part.open("rb") as file:
         try:
-            for batch in pa.ipc.open_stream(file):
-                yield batch
+            yield from pa.ipc.open_stream(file)
         except (pa.ArrowInvalid, OSError, EOFError):
             return  # the torn end of a part whose process died
 

@@ -128,12 +128,12 @@ def _drift_corrected(run: Run, column: Mapping[str, Floats], start: int) -> floa
 
 
 def _equilibrium_step(run: Run, column: Mapping[str, Floats]) -> int | None:
-    """First sample from which on the rolling RMS ratio is inside the band for 90 % of the samples, the last included."""
-    ratio = rolling_rms(column["angle"]) / rolling_rms(_get(column, "angle_eq"))
-    there = np.flatnonzero(np.isfinite(ratio))
+    """First sample from which on the rolling RMS ratio is in the band for 90 % of the samples, the last included."""
+    angle, line = column["angle"], _get(column, "angle_eq")
+    there = np.flatnonzero(np.isfinite(angle) & (line > 0))
     if not len(there):
         return None
-    inside = np.abs(ratio[there] - 1) <= EQUILIBRIUM_BAND
+    inside = np.abs(rolling_rms(angle[there]) / rolling_rms(line[there]) - 1) <= EQUILIBRIUM_BAND
     share_from_here = np.cumsum(inside[::-1])[::-1] / np.arange(len(inside), 0, -1)
     settled = np.flatnonzero(inside & (share_from_here >= 0.9))
     if not len(settled) or not inside[-1]:
@@ -142,10 +142,10 @@ def _equilibrium_step(run: Run, column: Mapping[str, Floats]) -> int | None:
 
 
 def rolling_rms(values: Floats, samples: int = ROLLING_SAMPLES) -> Floats:
-    """Returns the RMS over the last `samples` values (fewer at the beginning) at every value; NaN where one is NaN.
+    """Returns the RMS over the last `samples` values (fewer at the beginning) at every value.
 
     Args:
-        values: (T,)
+        values: (T,), finite.
     """
     sums = np.concatenate([[0.0], np.cumsum(values**2)])
     ends = np.arange(1, len(values) + 1)

@@ -1,0 +1,181 @@
+"""Joins what the probe measured with the lines of theory, off the training thread: from moments to a `Sample`."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from smdtrack.geometry import angle_from_moments
+from smdtrack.record.run import Floats, Sample, TrackedWeight
+from smdtrack.record.summary import EQUILIBRIUM_BAND, ROLLING_SAMPLES
+from smdtrack.theory import Family, Line
+from smdtrack.tracking.probe import Moments, Reading
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the training thread hands over for one sampled step.
+
+    Attributes:
+        reading: Rows as in `Moments`; below them one row of state factors where the optimizer's line needs them.
+        groups: The hyper-parameters of each parameter group during the step.
+        group_of: Per weight the index of its group.
+        skipped: 1 on the device where a fused step was skipped for an overflow.
+        lags: Per lag K, the reading over the last K steps.
+    """
+
+    step: int
+    time: float
+    reading: Reading
+    groups: Sequence[Mapping[str, Any]]
+    group_of: Sequence[int]
+    has_state_factor: bool = False
+    skipped: torch.Tensor | None = None
+    lags: Mapping[int, Reading] = field(default_factory=dict)
+
+
+class Assembler:
+    """Makes samples of measurements, in the order of their steps.
+
+    State through time is what needs more than one step: rolling means of the noisy single-step values, and the norms
+    from which the drift comes.
+    """
+
+    def __init__(self, weights: Sequence[TrackedWeight], family: Family) -> None:
+        self._weights = list(weights)
+        self._family = family
+        self._norms: deque[tuple[int, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES + 1)
+        self._recent: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
+
+    def __call__(self, measurement: Measurement) -> Sample | None:
+        """Returns the sample, or None where the optimizer skipped the step for an overflow."""
+        table = measurement.reading.numpy()
+        if measurement.skipped is not None and float(measurement.skipped) != 0:
+            return None
+        moments = Moments(*table[:5])
+        factors = table[5] if measurement.has_state_factor else None
+        angle = _angles(moments)
+        norm_before = np.sqrt(moments.weight_squared)
+        norm = np.sqrt(moments.weight_squared + 2 * moments.weight_change + moments.change_squared)
+        gradient = np.where(moments.gradient_squared > 0, np.sqrt(moments.gradient_squared) * norm_before, np.nan)
+        lines = self._lines(measurement, factors)
+        angle_eq = _column(line.angular_update for line in lines)
+        self._forget_across_a_jump(angle_eq)
+        drift = self._drift(measurement.step, norm, lines)
+        angle_pred = _column(line.drift_corrected(value) for line, value in zip(lines, drift, strict=True))
+        self._norms.append((measurement.step, norm, angle_eq))
+        self._recent.append((angle, angle_eq, gradient))
+        rolling_angle, rolling_eq, rolling_gradient = (_rms_columns(rows) for rows in zip(*self._recent, strict=True))
+        norm_eq = _column(
+            line.equilibrium_norm(size, _or_none(turn), _or_none(pull))
+            for line, size, turn, pull in zip(lines, norm, rolling_angle, rolling_gradient, strict=True)
+        )
+        values = {
+            "angle": angle,
+            "angle_pred": angle_pred,
+            "angle_eq": angle_eq,
+            "norm": norm,
+            "norm_eq": norm_eq,
+            "grad": gradient,
+            # Where a trust ratio ties the step to the norm, the angle does not follow from drift and memory alone.
+            "memory": _column(line.memory if line.trust is None else None for line in lines),
+            "time_constant": _column(line.time_constant for line in lines),
+            "orthogonality": _cosine(moments),
+        }
+        for lag, reading in measurement.lags.items():
+            values[f"angle_k{lag}"] = _angles(reading.moments())
+        return Sample(measurement.step, measurement.time, values, _overview(values, rolling_angle, rolling_eq))
+
+    def _lines(self, measurement: Measurement, factors: Floats | None) -> list[Line]:
+        groups = [_plain(group) for group in measurement.groups]
+        lines = []
+        for index, (weight, group) in enumerate(zip(self._weights, measurement.group_of, strict=True)):
+            factor = None if factors is None or not np.isfinite(factors[index]) else float(factors[index])
+            lines.append(self._family.line(groups[group], weight.shape, state_factor=factor))
+        return lines
+
+    def _forget_across_a_jump(self, angle_eq: Floats) -> None:
+        """Means over a jump of the learning rate are means of two regimes: start anew behind it."""
+        if not self._norms:
+            return
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = np.abs(np.log(angle_eq / self._norms[-1][2]))
+        if np.any(moved > np.log(1.5)):
+            self._norms = deque([self._norms[-1]], self._norms.maxlen)
+            self._recent.clear()
+
+    def _drift(self, step: int, norm: Floats, lines: Sequence[Line]) -> Floats:
+        """Rate of change of ln ||w||^2 a step, over half a time constant but at most the last ten samples.
+
+        Over one step the rate scatters far more than it drifts; over more than a time constant it would lag behind.
+        """
+        drift = np.zeros(len(norm))
+        if not self._norms:
+            return np.full(len(norm), np.nan)
+        for index, line in enumerate(lines):
+            reach = (line.time_constant or np.inf) / 2
+            then, before = self._norms[-1][:2]
+            for earlier, norms, _ in reversed(self._norms):
+                if step - earlier > reach:
+                    break
+                then, before = earlier, norms
+            drift[index] = 2 * np.log(norm[index] / before[index]) / (step - then)
+        return drift
+
+
+def _angles(moments: Moments) -> Floats:
+    rows = (torch.from_numpy(row.copy()) for row in
+            (moments.weight_squared, moments.weight_change, moments.change_squared))  # fmt: skip
+    result: Floats = angle_from_moments(*rows).numpy()
+    return result
+
+
+def _cosine(moments: Moments) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine: Floats = np.abs(moments.weight_gradient) / np.sqrt(moments.weight_squared * moments.gradient_squared)
+    return cosine
+
+
+def _overview(values: Mapping[str, Floats], rolling_angle: Floats, rolling_eq: Floats) -> dict[str, float]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        to_equilibrium = _finite(values["angle"] / values["angle_eq"])
+        to_drift_corrected = _finite(values["angle"] / values["angle_pred"])
+        settled = _finite(rolling_angle / rolling_eq)
+    overview = {"smd/theory": 1.0}
+    if len(to_equilibrium):
+        p10, p50, p90 = np.percentile(to_equilibrium, [10, 50, 90]).tolist()
+        overview |= {"smd/angle_ratio_p10": p10, "smd/angle_ratio_p50": p50, "smd/angle_ratio_p90": p90}
+    if len(to_drift_corrected):
+        overview["smd/pred_ratio_p50"] = float(np.median(to_drift_corrected))
+    if len(settled):
+        overview["smd/in_equilibrium"] = float(np.mean(np.abs(settled - 1) <= EQUILIBRIUM_BAND))
+    residual = _finite(values["orthogonality"])
+    if len(residual):
+        overview["smd/orthogonality"] = float(residual.max())
+    return overview
+
+
+def _finite(values: Floats) -> Floats:
+    return values[np.isfinite(values)]
+
+
+def _column(values: Any) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _rms_columns(rows: Sequence[Floats]) -> Floats:
+    result: Floats = np.sqrt(np.mean(np.square(rows), axis=0))
+    return result
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters as numbers: a learning rate may be a tensor, which only this thread may wait for."""
+    return {key: value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+            for key, value in group.items()}  # fmt: skip

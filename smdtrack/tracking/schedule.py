@@ -1,0 +1,33 @@
+"""Which optimizer steps are sampled: a schedule is any callable from the step (counted from 1) to whether it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from smdtrack.notices import SmdtrackError
+
+Schedule = Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class EverySteps:
+    """Samples every n-th step, and each of the first few, where norms move fastest.
+
+    Attributes:
+        every: A sample every so many optimizer steps.
+        warmup_samples: So many first steps are all sampled.
+
+    Raises:
+        SmdtrackError: If `every` is below 1 or `warmup_samples` below 0.
+    """
+
+    every: int = 10
+    warmup_samples: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.every, int) or self.every < 1:
+            raise SmdtrackError(f"every={self.every!r}: a whole number of optimizer steps is needed, 1 or more")
+        if not isinstance(self.warmup_samples, int) or self.warmup_samples < 0:
+            raise SmdtrackError(f"warmup_samples={self.warmup_samples!r}: a whole number is needed, 0 or more")
+
+    def __call__(self, step: int) -> bool:
+        return step <= self.warmup_samples or step % self.every == 0
