@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -13,6 +15,7 @@ class Display:
         self.enabled = enabled
         self.epochs = epochs
         self.accuracy = ""
+        self.started = time.monotonic()
         console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -54,6 +57,6 @@ class Display:
         width = len(str(self.epochs))
         print(
             f"epoch {epoch + 1:{width}}/{self.epochs}  loss {train['loss']:.4f}{self.accuracy}  lr {lr:.3g}"
-            f"  {train['images_per_second']:.0f} images/s",
+            f"  {time.monotonic() - self.started:.0f} s",
             flush=True,
         )
