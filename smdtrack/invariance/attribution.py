@@ -153,7 +153,7 @@ class FrozenVariance(DoublePrecision):
             dims = [dim for dim in range(product.dim()) if dim != 1]
             self.signatures.append(Signature(name, product.sum(dims) if dims and product.dim() > 1 else product))
 
-        noted.register_hook(note)
+        noted.register_hook(note)  # type: ignore[no-untyped-call]
         return noted
 
 

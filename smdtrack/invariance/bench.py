@@ -12,6 +12,8 @@ from smdtrack.invariance.feed import Feed, reseed
 from smdtrack.invariance.isolation import DoublePrecision
 from smdtrack.notices import SmdtrackError
 
+ORTHOGONAL = 1e-7
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -22,6 +24,7 @@ class Reading:
         weight_norm: `||w||`.
         grad_norm: `||g||`.
         slices: By dimension, `max_c |<w_c, g_c>| / max_c (||w_c|| ||g_c||)` over the slices along it.
+            Dimensions are tried in order, and none after the first whose slices are all orthogonal.
     """
 
     inner: float
@@ -43,6 +46,24 @@ class Reading:
 def real(tensor: Tensor) -> Tensor:
     """The tensor as real numbers."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _slices(weight: Tensor, grad: Tensor, dims: int) -> dict[int, float]:
+    """By dimension, how far the worst slice is from being orthogonal to its gradient; ends at the first that is."""
+    found: dict[int, float] = {}
+    for dim in range(dims):
+        if weight.shape[dim] == 1 and dim > 0:
+            continue
+        others = [other for other in range(weight.dim()) if other != dim]
+        if not others:
+            found[dim] = 1.0
+            continue
+        norms = torch.linalg.vector_norm(weight, dim=others) * torch.linalg.vector_norm(grad, dim=others)
+        worst, scale = float((weight * grad).sum(dim=others).abs().max()), float(norms.max())
+        found[dim] = worst / scale if scale > 0 else 1.0
+        if found[dim] < ORTHOGONAL:
+            break
+    return found
 
 
 def slice_sums(product: Tensor, dim: int) -> Tensor:
@@ -82,6 +103,7 @@ class Bench:
         self._buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers() if not buffer.is_meta]
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._cotangents: list[Tensor] = []
+        self._last: tuple[Tensor, float] | None = None
 
     def move_to_generic_point(self, amplitude: float) -> None:
         """Re-draws every tensor that initialisation left special: 1-d ones, constants, and filters that are dead."""
@@ -119,6 +141,7 @@ class Bench:
         """Draws a new batch; the loss is drawn anew with the next backward pass."""
         self._batch = feed.sample(self.generator, self.device)
         self._cotangents = []
+        self._last = None
 
     def outputs(self, mode: DoublePrecision | None = None) -> list[Tensor]:
         """Runs the model forward and returns its floating outputs."""
@@ -135,6 +158,12 @@ class Bench:
         """All outputs as one vector, without gradients."""
         with torch.no_grad():
             return torch.cat([output.detach().flatten().double() for output in self.outputs()])
+
+    def before(self) -> tuple[Tensor, float]:
+        """Outputs and loss at the point of the last plain backward pass, which computed them."""
+        if self._last is None:
+            self._last = self.values(), self.loss()
+        return self._last
 
     def loss(self) -> float:
         """The random linear loss of the last backward pass."""
@@ -157,10 +186,14 @@ class Bench:
             (output * v).sum() for output, v in zip(outputs, self._cotangents, strict=True) if output.requires_grad
         ]
         if not terms:
-            raise SmdtrackError(f"{type(self.model).__name__} returns no floating tensor that depends on its parameters")
+            title = type(self.model).__name__
+            raise SmdtrackError(f"{title} returns no floating tensor that depends on its parameters")
         loss = torch.stack([term.double() for term in terms]).sum()
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError("the outputs are not finite")
+        if type(mode) is DoublePrecision:
+            self._last = torch.cat([output.detach().flatten().double() for output in outputs]), float(loss.detach())
+        del outputs, terms
         with mode:
             loss.backward()  # type: ignore[no-untyped-call]
 
@@ -175,19 +208,11 @@ class Bench:
         if parameter.grad is None or parameter.numel() == 0:
             return Reading(0.0, float(torch.linalg.vector_norm(real(parameter.detach()))), 0.0, {})
         weight, grad = real(parameter.detach()), real(parameter.grad)
-        norms = torch.stack([torch.linalg.vector_norm(weight), torch.linalg.vector_norm(grad)])
-        product = weight * grad
-        inner, weight_norm, grad_norm = (float(value) for value in (product.sum(), *norms))
-        slices: dict[int, float] = {}
+        inner = float(torch.dot(weight.flatten(), grad.flatten()))
+        weight_norm, grad_norm = float(torch.linalg.vector_norm(weight)), float(torch.linalg.vector_norm(grad))
         energy = weight_norm * grad_norm
-        if 0 < energy and abs(inner) <= 1e-4 * energy:
-            squares = weight.square(), grad.square()
-            for dim, extent in enumerate(parameter.shape):
-                if extent > 1 or dim == 0:
-                    scale = (slice_sums(squares[0], dim) * slice_sums(squares[1], dim)).sqrt().max()
-                    worst = slice_sums(product, dim).abs().max()
-                    slices[dim] = float(worst / scale) if float(scale) > 0 else 1.0
-        return Reading(inner, weight_norm, grad_norm, slices)
+        orthogonal = energy > 0 and abs(inner) <= 1e-4 * energy
+        return Reading(inner, weight_norm, grad_norm, _slices(weight, grad, parameter.dim()) if orthogonal else {})
 
     @contextmanager
     def changed(self, names: Iterable[str], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:

@@ -37,7 +37,7 @@ class Feed:
 
 
 def _redraw(value: Any, generator: torch.Generator, device: torch.device) -> Any:
-    """A fresh random value like the example: normal or, if never negative, uniform; integers from those in the example."""
+    """A fresh random value like the example: normal, uniform if never negative, integers among those in the example."""
     if isinstance(value, Tensor):
         if value.dim() == 0:
             return value.detach().to(device, torch.float64 if value.is_floating_point() else value.dtype)
@@ -61,12 +61,12 @@ def _redraw(value: Any, generator: torch.Generator, device: torch.device) -> Any
 
 def feed_of_example(example: Any) -> Feed:
     """The feed for an example that the user gave: a tensor, a tuple of positional or a dict of keyword arguments."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(example, Mapping):
-        args, kwargs = (), dict(example)
-    elif isinstance(example, (tuple, list)):
-        args, kwargs = tuple(example), {}
+        kwargs = dict(example)
     else:
-        args, kwargs = (example,), {}
+        args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
     if first is None:
         raise SmdtrackError(
@@ -99,11 +99,9 @@ def _channel_choices(model: nn.Module, configured: int | None) -> list[int]:
     """Input channels to try: of the module that timm calls the first convolution, of the first one found, 3, 1."""
     choices = []
     names = _pretrained_config(model).get("first_conv") or ()
+    modules = dict(model.named_modules())
     for name in (names,) if isinstance(names, str) else tuple(names):
-        try:
-            choices.append(getattr(model.get_submodule(name), "in_channels", None))
-        except AttributeError:
-            continue
+        choices.append(getattr(modules.get(name), "in_channels", None))
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is not None:
         choices.append(first.in_channels)
@@ -141,14 +139,15 @@ def _size_choices(model: nn.Module) -> list[tuple[int, int]]:
 
 def candidate_feeds(model: nn.Module) -> Iterator[Feed]:
     """Inputs that the model might take, when nobody said which."""
-    first = next((module for module in model.modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))), None)
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    first = next((module for module in model.modules() if isinstance(module, kinds)), None)
     if isinstance(first, nn.Linear) and not _pretrained_config(model):
         yield feed_of_size((first.in_features,), found=True)
         yield feed_of_size((9, first.in_features), found=True)
     if isinstance(first, (nn.Conv1d, nn.Conv3d)):
         spatial = 1 if isinstance(first, nn.Conv1d) else 3
-        for size in (32, 16, 64, 96):
-            yield feed_of_size((first.in_channels, *(size,) * spatial), found=True)
+        for length in (32, 16, 64, 96):
+            yield feed_of_size((first.in_channels, *(length,) * spatial), found=True)
     if _pretrained_config(model) or isinstance(first, nn.Conv2d):
         own = _pretrained_config(model).get("input_size")
         for index, channels in enumerate(_channel_choices(model, own[0] if own else None)):

@@ -7,6 +7,7 @@ proof of its opposite), forward passes certify.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smdtrack.invariance.attribution import FrozenVariance, responsible
-from smdtrack.invariance.bench import Bench, Reading, real, slice_sums
+from smdtrack.invariance.bench import ORTHOGONAL, Bench, Reading, real, slice_sums
 from smdtrack.invariance.duplicate import neutralise, private_copy, set_training_mode, unwrapped
 from smdtrack.invariance.feed import Feed, candidate_feeds, feed_of_example, feed_of_size, larger
 from smdtrack.invariance.isolation import isolated
@@ -23,12 +24,14 @@ from smdtrack.invariance.verdicts import Audit, Cause, Scope, Verdict, Weight
 from smdtrack.notices import SmdtrackError
 
 ZERO_ENERGY = 1e-10
-INVARIANT_COSINE = 1e-7
+INVARIANT_COSINE = ORTHOGONAL
 RADIAL_COSINE = 1e-5
 UNCHANGED = 1e-6
 UNCHANGED_ALONE = 1e-5
 UNTOUCHED = 1e-8
 AMPLITUDES = (0.3, 0.1, 0.02)
+MOST_HONESTY_PASSES = 200
+NOT_FINITE = "the outputs are not finite"
 
 
 @dataclass
@@ -88,7 +91,7 @@ def audit(
     """
     started = time.perf_counter()
     core = unwrapped(model)
-    names = {name: parameter for name, parameter in model.named_parameters()}
+    names = dict(model.named_parameters())
     title = name or type(core).__name__
     place = _place(core, device)
     if example_input is not None and input_size is not None:
@@ -111,10 +114,8 @@ def audit(
         feed, findings, certificate = _climbed(bench, feeds, title)
         bigger = larger(feed)
         if bigger is not None and any(_blind_to_taps(bench, key, finding) for key, finding in findings.items()):
-            try:
+            with suppress(SmdtrackError):
                 feed, findings, certificate = _climbed(bench, [bigger], title)
-            except SmdtrackError:
-                pass
     weights = tuple(_weight(key, value, findings[key]) for key, value in names.items())
     return _summed_up(title, feed.input_size, certificate, weights, started)
 
@@ -161,12 +162,14 @@ def _blind_to_taps(bench: Bench, name: str, finding: _Finding) -> bool:
     return finding.verdict == "degenerate" and len(shape) > 2 and any(extent > 1 for extent in shape[2:])
 
 
-def _climbed(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[Feed, dict[str, _Finding], dict[str, float | None]]:
+def _climbed(
+    bench: Bench, feeds: Iterable[Feed], title: str
+) -> tuple[Feed, dict[str, _Finding], dict[str, float | None]]:
     """Climbs all rungs with the first feed that the model takes."""
     feed, findings = _two_draws(bench, feeds, title)
     _propose(findings)
     frozen = _freeze_batch_variance(bench, findings)
-    base = bench.values()
+    base, _ = bench.before()
     _settle_silent(bench, base, findings, frozen)
     _settle_doubtful(bench, base, findings)
     certificate = _certify(bench, base, findings)
@@ -201,20 +204,11 @@ def _first_that_runs(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[F
     tried: list[tuple[Feed, str]] = []
     for feed in feeds:
         for amplitude in AMPLITUDES:
-            try:
-                bench.move_to_generic_point(amplitude)
-                bench.draw_batch(feed)
-                bench.backward()
+            reason = _reason_not_to_run(bench, feed, amplitude, title)
+            if reason is None:
                 return feed, amplitude
-            except FloatingPointError as error:
-                tried.append((feed, str(error)))
-            except SmdtrackError:
-                raise
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise SmdtrackError(f"{title}: out of memory on {bench.device} at input size {feed.input_size}") from error
-                lines = str(error).strip().splitlines()
-                tried.append((feed, f"{type(error).__name__}: {lines[0] if lines else ''}"))
+            tried.append((feed, reason))
+            if reason != NOT_FINITE:
                 break
     if not tried:
         raise SmdtrackError(f"{title}: nothing in it says what input it takes; give example_input or input_size")
@@ -223,6 +217,23 @@ def _first_that_runs(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[F
         raise SmdtrackError(f"{title}: no input found that it takes; give example_input or input_size "
                             f"(tried {len(tried)}, first {feed.input_size}: {reason})")
     raise SmdtrackError(f"{title} does not take an input of size {feed.input_size}: {reason}")
+
+
+def _reason_not_to_run(bench: Bench, feed: Feed, amplitude: float, title: str) -> str | None:
+    try:
+        bench.move_to_generic_point(amplitude)
+        bench.draw_batch(feed)
+        bench.backward()
+    except SmdtrackError:
+        raise
+    except FloatingPointError:
+        return NOT_FINITE
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise SmdtrackError(f"{title}: out of memory on {bench.device}, input size {feed.input_size}") from error
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -361,8 +372,8 @@ def _attribute(bench: Bench, findings: dict[str, _Finding], frozen: FrozenVarian
     """Rung 6: with the variance of batch norm held constant, what batch norm made invariant is so no more."""
     caused = {name: finding for name, finding in findings.items() if finding.verdict in ("invariant", "degenerate")}
     for finding in caused.values():
-        by_batch = finding.evidence["frozen_cosine"] > INVARIANT_COSINE and finding.evidence["frozen_energy"] > ZERO_ENERGY
-        finding.cause = "batch_norm" if by_batch else "other"
+        radial = finding.evidence["frozen_cosine"] > INVARIANT_COSINE
+        finding.cause = "batch_norm" if radial and finding.evidence["frozen_energy"] > ZERO_ENERGY else "other"
     _name_norms(bench, {key: value for key, value in caused.items() if value.cause == "batch_norm"}, frozen)
     others = {key: value for key, value in caused.items() if value.cause == "other"}
     if others:
@@ -388,30 +399,43 @@ def _name_norms(bench: Bench, findings: dict[str, _Finding], mode: FrozenVarianc
 def _check_gradients(bench: Bench, findings: dict[str, _Finding]) -> None:
     """Asks whether autograd tells the truth: straight-through tricks hide that a function is invariant.
 
-    A radial derivative proves that a tensor is not invariant only if it is the derivative of the function. A central
-    difference along random radial directions of all such tensors at once must equal what autograd says; if it does
-    not, the tensors that lie are found by halving and judged by their function.
+    A radial derivative proves that a tensor is not invariant only if it is the derivative of the function. A
+    difference quotient along random radial directions of all such tensors at once must equal what autograd says; if it
+    does not, with three steps (a kink of the function may lie within one), the tensors that lie are found by halving
+    and judged by their function.
     """
     negative = [name for name, finding in findings.items() if finding.evidence["proposed"] == "not"]
     if not negative:
         return
     radial = {name: findings[name].readings[-1].inner for name in negative}
     directions = {name: 1.5 - float(torch.rand((), generator=bench.generator)) for name in negative}
-    step = 1e-6
+    here = bench.before()[1]
+    noise = 1e-14 * max(1.0, abs(here))
+    passes = iter(range(MOST_HONESTY_PASSES))
+
+    def loss_at(group: list[str], step: float) -> float:
+        next(passes)
+        with bench.changed(group, lambda name, value: value * (1 + step * directions[name])):
+            return bench.loss()
 
     def honest(group: list[str]) -> bool:
         claimed = sum(directions[name] * radial[name] for name in group)
         size = sum(abs(directions[name] * radial[name]) for name in group)
-        losses = []
-        for sign in (1, -1):
-            with bench.changed(group, lambda name, value: value * (1 + sign * step * directions[name])):  # noqa: B023
-                losses.append(bench.loss())
-        measured = (losses[0] - losses[1]) / (2 * step)
-        return abs(measured - claimed) <= 1e-4 * size + 1e-9 * max(1.0, abs(losses[0]))
+        for step in (1e-8, 1e-7, 1e-9):
+            limit = 1e-6 * size + noise / step
+            try:
+                ahead = loss_at(group, step)
+                if abs((ahead - here) / step - claimed) <= limit:
+                    return True
+                if abs((ahead - loss_at(group, -step)) / (2 * step) - claimed) <= limit:
+                    return True
+            except StopIteration:
+                return True
+        return False
 
     lying = _culprits(negative, honest)
     if lying:
-        base = bench.values()
+        base, _ = bench.before()
         for name in lying:
             _judge_alone(bench, base, name, findings[name])
             findings[name].evidence["straight_through"] = True
