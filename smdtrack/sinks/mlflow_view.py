@@ -1,0 +1,253 @@
+"""The saved MLflow view: measured and theory on one chart, an overview open, a section per stage folded.
+
+MLflow keeps the state of its chart page in an experiment tag and draws it for whoever opens the tag's address. In a
+line chart of several metrics the first is solid and the others are dashed, so theory needs no more than its own keys.
+The format is not documented: it was read from MLflow 3.17, where named views exist since 3.15.
+"""
+
+import base64
+import json
+import re
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from smdtrack.record.run import TrackedWeight
+
+#: Part of every tag and address; goes up when the cards change, so that an older view is left as it is.
+VIEW_KEY = "smdtrack-v1"
+VIEW_NAME = "smdtrack: measured vs theory"
+OVERVIEW_SECTION = "smdtrack: overview"
+TAG_PREFIX = "mlflow.sharedViewState."
+#: MLflow takes 20000 characters in a tag; a view that a person edits may grow.
+MAX_CHARACTERS = 15_000
+
+# The first of each is drawn solid, the others dashed. More than four would repeat the styles.
+OVERVIEW_CARDS = (
+    ("smd/angle_ratio_p50", "smd/theory", "smd/angle_ratio_p10", "smd/angle_ratio_p90"),
+    ("smd/pred_ratio_p50", "smd/theory"),
+    ("smd/in_equilibrium",),
+    ("smd/orthogonality",),
+)
+_CARD_FAMILIES = (("angle", "angle_pred", "angle_eq"), ("norm", "norm_eq"))
+_LINE_FAMILIES = frozenset({"angle_pred", "angle_eq", "norm_eq"})
+_COLUMNS = 2
+_CARD_HEIGHT = 300
+
+Layers = Mapping[str, frozenset[str]]
+
+
+class View(NamedTuple):
+    """One saved view: its key in tag and address, the name that people see, and what it shows."""
+
+    key: str
+    name: str
+    state: dict[str, Any]
+
+
+def layers_of(weights: Iterable[TrackedWeight]) -> dict[str, frozenset[str]]:
+    """Returns which families each weight is drawn with; a weight without a line has its measured curves only."""
+    families = {family for card in _CARD_FAMILIES for family in card}
+    return {
+        weight.key: frozenset(families if weight.line_kind != "none" else families - _LINE_FAMILIES)
+        for weight in weights
+    }
+
+
+def layers_in(state: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Returns the weights and families that a view's state draws: what `layers_of` gave to make it."""
+    layers: dict[str, frozenset[str]] = {}
+    for card in state["compareRunCharts"]:
+        for metric in card["selectedMetricKeys"]:
+            family, _, weight = metric.partition("/")
+            if family != "smd" and weight:
+                layers[weight] = layers.get(weight, frozenset()) | {family}
+    return layers
+
+
+def merged(existing: Layers, new: Layers) -> dict[str, frozenset[str]]:
+    """Returns the union of two views' weights, the existing ones first and in their order."""
+    names = dict.fromkeys([*existing, *new])
+    return {name: existing.get(name, frozenset()) | new.get(name, frozenset()) for name in names}
+
+
+def stage_of(key: str) -> str:
+    """Returns the part of a network that a layer belongs to, for a person's eye: `layer1`, `stages.2`, `stem`.
+
+    A name that is cut into numbered parts keeps the first number; a layer at the top level is its own stage.
+    """
+    parts = key.split(".")
+    if len(parts) == 1:
+        return key
+    if len(parts) > 2 and parts[1].isdigit() and not re.search(r"\d$", parts[0]):
+        return ".".join(parts[:2])
+    return parts[0]
+
+
+def views(layers: Layers, limit: int = MAX_CHARACTERS) -> list[View]:
+    """Returns the views that show the layers: one, or as many as keep each under `limit` characters.
+
+    The first holds the overview and as many layers as fit; the others go on with the layers.
+    """
+    made: list[View] = []
+    rest = dict(layers)
+    while rest or not made:
+        number = len(made) + 1
+        count = _fitting(rest, limit, overview=number == 1)
+        taken = dict(list(rest.items())[:count])
+        rest = dict(list(rest.items())[count:])
+        key, name = (VIEW_KEY, VIEW_NAME) if number == 1 else (f"{VIEW_KEY}-{number}", f"{VIEW_NAME} ({number})")
+        made.append(View(key, name, view_state(taken, overview=number == 1)))
+    return made
+
+
+def _fitting(layers: Layers, limit: int, overview: bool) -> int:
+    """Returns how many layers, at least one, fit into a view: bisection, since the text grows with every layer."""
+    items = list(layers.items())
+    low, high = min(1, len(items)), len(items)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(encode(view_state(dict(items[:middle]), overview=overview))) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def view_state(layers: Layers, overview: bool = True) -> dict[str, Any]:
+    """Returns the state of MLflow's chart page that shows these layers; the same layers give the same state."""
+    sections: list[dict[str, Any]] = []
+    cards: list[dict[str, Any]] = []
+    if overview:
+        sections.append(_section("s0", OVERVIEW_SECTION, display=True))
+        cards += [_card(f"c0.{index}", "s0", keys) for index, keys in enumerate(OVERVIEW_CARDS)]
+    stages: dict[str, list[str]] = {}
+    for name in layers:
+        stages.setdefault(stage_of(name), []).append(name)
+    for number, (stage, names) in enumerate(stages.items(), start=1):
+        section = f"s{number}"
+        sections.append(_section(section, stage, display=not overview and number == 1))
+        for index, name in enumerate(names):
+            for column, families in enumerate(_CARD_FAMILIES):
+                keys = [f"{family}/{name}" for family in families if family in layers[name]]
+                if keys:
+                    cards.append(_card(f"c{number}.{index}.{column}", section, keys))
+    return {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [],
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": True,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        "compareRunSections": sections,
+        "compareRunCharts": cards,
+    }
+
+
+def _section(uuid: str, name: str, display: bool) -> dict[str, Any]:
+    return {
+        "uuid": uuid,
+        "name": name,
+        "display": display,
+        "isReordered": False,
+        "columns": _COLUMNS,
+        "cardHeight": _CARD_HEIGHT,
+    }
+
+
+def _card(uuid: str, section: str, keys: Sequence[str]) -> dict[str, Any]:
+    return {
+        "uuid": uuid,
+        "type": "LINE",
+        "metricSectionId": section,
+        "deleted": False,
+        "isGenerated": False,
+        "metricKey": keys[0],
+        "selectedMetricKeys": list(keys),
+        "displayPoints": False,
+        "xAxisKey": "step",
+        "range": {},
+        "scaleType": "linear",
+        "xAxisScaleType": "linear",
+        "lineSmoothness": 0,
+        "selectedXAxisMetricKey": "",
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }
+
+
+def encode(state: Mapping[str, Any]) -> str:
+    """Returns the state as MLflow's page reads it."""
+    text = json.dumps(state, separators=(",", ":"))
+    return "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def decode(tag: str) -> dict[str, Any]:
+    """Returns the state in a tag, with or without the envelope of a named view.
+
+    Raises:
+        ValueError: If the tag holds no such state.
+    """
+    text = tag
+    if tag.startswith("{"):
+        text = json.loads(tag)["state"]
+    if not text.startswith("deflate;"):
+        raise ValueError("not a deflated view state")
+    state: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text.removeprefix("deflate;"))))
+    return state
+
+
+def tag_value(view: View, named: bool, now: float | None = None) -> str:
+    """Returns the tag of a view: in the envelope of a named view, or bare for servers that know none."""
+    if not named:
+        return encode(view.state)
+    milliseconds = int((time.time() if now is None else now) * 1000)
+    return json.dumps(
+        {"name": view.name, "createdAt": milliseconds, "updatedAt": milliseconds, "state": encode(view.state)}
+    )
+
+
+def knows_named_views(version: str) -> bool:
+    """Whether this version of MLflow lists named views: 3.15 and newer."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) >= (3, 15)
+
+
+def write_views(client: Any, experiment_id: str, layers: Layers, version: str) -> list[str]:
+    """Writes the views into the experiment's tags where something is missing, and returns their keys.
+
+    Layers that earlier runs of the experiment tracked stay in the view. A view that already shows everything is not
+    touched, whatever else a person has changed in it.
+    """
+    tags = client.get_experiment(experiment_id).tags
+    existing: dict[str, frozenset[str]] = {}
+    shown: list[str] = []
+    for number in range(1, 100):
+        key = VIEW_KEY if number == 1 else f"{VIEW_KEY}-{number}"
+        tag = tags.get(TAG_PREFIX + key)
+        if tag is None:
+            break
+        shown.append(key)
+        existing = merged(existing, layers_in(decode(tag)))
+    wanted = merged(existing, layers)
+    if shown and wanted == existing:
+        return shown
+    named = knows_named_views(version)
+    made = views(wanted)
+    for view in made:
+        client.set_experiment_tag(experiment_id, TAG_PREFIX + view.key, tag_value(view, named))
+    return [view.key for view in made]
