@@ -22,6 +22,7 @@ class Motion:
         from_state: weight decay passes through a normalisation that only the optimizer's state knows.
         norm_exponent, decay_exponent, step_size, trust: as in `Line`.
         fixed_angle: the equilibrium angle where a trust ratio sets it.
+        equilibrium: False where no norm is one, whatever the decay (`reason` says why).
     """
 
     optimizer: str
@@ -33,6 +34,7 @@ class Motion:
     decay_exponent: float = 0.0
     trust: Literal["whole", "gradient"] | None = None
     fixed_angle: float | None = None
+    equilibrium: bool = True
     kind: Kind = "closed form"
     formula: str = "2 gamma / R"
     source: str = DERIVED
@@ -63,6 +65,8 @@ def line_of(motion: Motion, state_factor: float | None = None) -> Line:
         gamma = motion.decay
     if motion.fixed_angle is not None:
         return replace(line, memory=memory, decay_rate=gamma, angular_update=motion.fixed_angle)
+    if not motion.equilibrium:
+        return replace(line, memory=memory, decay_rate=gamma)
     if gamma <= 0:
         return replace(line, memory=memory, decay_rate=0.0, angular_update=0.0, reason=motion.reason or NO_EQUILIBRIUM)
     return replace(line, memory=memory, decay_rate=gamma, angular_update=math.sqrt(2 * gamma / memory))

@@ -42,7 +42,7 @@ RULES: dict[str, Rule] = {
     "timm.AdamWLegacy": cautious(rules_adam.adamw),
     "timm.RAdamLegacy": rules_adam.adamw,
     "timm.LaProp": cautious(rules_adam.adamw),
-    "timm.Adahessian": rules_adam.adamw,
+    "timm.Adahessian": rules_adam.adahessian,
     "timm.AdaBelief": rules_adam.adabelief,
     "timm.Adopt": cautious(rules_adam.adopt),
     "timm.NAdamLegacy": rules_adam.nadam,
@@ -73,7 +73,7 @@ for _name in ("SGD", "Adam", "AdamW", "Lion", "AdEMAMix"):
     RULES[f"bitsandbytes.{_name}8bit"] = RULES[f"bitsandbytes.{_name}"]
 
 NAMES = {
-    "timm.AdamWLegacy": "AdamW", "timm.RAdamLegacy": "RAdamW", "timm.LaProp": "LaProp", "timm.Adahessian": "AdaHessian",
+    "timm.AdamWLegacy": "AdamW", "timm.RAdamLegacy": "RAdamW", "timm.LaProp": "LaProp",
 }
 _COUNTERS = frozenset({"params", "step", "lookahead_step", "initial_lr", "param_names", "k", "exp_avg_sq"})
 _BY_SHAPE = frozenset({"timm.Muon"})

@@ -82,6 +82,25 @@ def adamw(setting: Setting) -> Motion:
     return adam(setting, coupled=False, name=setting.name)
 
 
+def adahessian(setting: Setting) -> Motion:
+    """timm Adahessian: the gradient over |Hessian diagonal|^k.
+
+    Derived here: for a scale-invariant weight g goes as 1/||w|| and the Hessian as 1/||w||^2, so that
+    |u| ~ ||w||^(2k-1) and p = 1 - 2k. At the default k = 1 the update grows with the norm like a Newton step: no norm
+    is an equilibrium, the norm grows or shrinks exponentially, and only the drift-corrected line holds.
+    """
+    motion = adam(setting, coupled=False, name="AdaHessian")
+    exponent = 1 - 2 * float(setting.group.get("hessian_power", 1.0))
+    if exponent > -1:
+        return replace(motion, norm_exponent=exponent, source=DERIVED)
+    return replace(
+        motion, norm_exponent=-1.0, equilibrium=False, source=DERIVED,
+        formula="(d ln||w||^2/dt + 2 lr wd) (1-b1)/(1+b1)",
+        reason="the step goes with the norm (gradient over Hessian): no norm is an equilibrium; the drift-corrected "
+               "line holds",
+    )
+
+
 def adabelief(setting: Setting) -> Motion:
     """timm AdaBelief: decay decoupled by default; `fixed_decay` takes the learning rate out of it."""
     motion = adam(setting, coupled=not setting.flag("decoupled_decay"), name="AdaBelief")

@@ -1,0 +1,62 @@
+"""Prediction against simulation for every timm optimizer, as a table.
+
+    python -m tests.benchmarks.theory_table [NAME ...] [--markdown]
+"""
+
+import sys
+
+import timm.optim
+import torch
+
+from tests.theory.cases import CASES
+from tests.theory.comparison import compare
+
+ABSENT = "not installable here"
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the table; exit code 1 when a row misses its tolerance."""
+    torch.set_num_threads(1)
+    markdown = "--markdown" in arguments
+    names = [name for name in arguments if not name.startswith("--")] or [*timm.optim.list_optimizers(), *(
+        name for name in CASES if name.startswith("lookahead"))]
+    missed = 0
+    print("| optimizer | kind | R | gamma | predicted | measured | measured / predicted | drift-corrected | within |"
+          if markdown else
+          f"{'optimizer':18s} {'kind':12s} {'R':>7s} {'gamma':>9s} {'line':>9s} {'measured':>9s} {'ratio':>7s} "
+          f"{'drift-c.':>8s} {'within':>6s} {'s':>5s}")
+    if markdown:
+        print("|---|---|---|---|---|---|---|---|---|")
+    for name in names:
+        case = CASES.get(name)
+        if case is None:
+            print(f"| {name} | {why_not(name)} | | | | | | | |" if markdown else f"{name:18s} {why_not(name)}")
+            continue
+        row = compare(case)
+        line = row.line
+        good = row.deviation <= case.tolerance
+        missed += not good
+        shown = (
+            line.kind, f"{line.memory or 0:.2f}", f"{line.decay_rate or 0:.2e}", f"{line.angular_update or 0:.6f}",
+            f"{row.measured:.6f}", f"{row.ratio:.4f}", f"{row.corrected:.4f}",
+            f"{case.tolerance:.0%}" if good else f"MISSED {case.tolerance:.0%}",
+        )
+        if markdown:
+            print(f"| {name} | " + " | ".join(shown) + " |")
+        else:
+            widths = zip(shown, (-12, 7, 9, 9, 9, 7, 8, 6), strict=True)
+            columns = [f"{text:<{-width}s}" if width < 0 else f"{text:>{width}s}" for text, width in widths]
+            print(f"{name:18s}", *columns, f"{row.seconds:5.1f}", flush=True)
+    return 1 if missed else 0
+
+
+def why_not(name: str) -> str:
+    """The reason why an optimizer is not simulated."""
+    from smdtrack.theory.catalogue import entry
+
+    found = entry(name)
+    return f"{found.kind}: {found.reason}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""Prediction against simulation for one case."""
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+
+import timm.optim.kron
+
+from smdtrack.theory import Line
+from tests.theory.cases import Case
+from tests.theory.simulator import Simulation, at_equilibrium
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        ratio: measured / equilibrium line (RMS over steps), nan without one.
+        corrected: measured / drift-corrected line.
+    """
+
+    case: Case
+    line: Line
+    measured: float
+    ratio: float
+    corrected: float
+    drift: float
+    seconds: float
+
+    @property
+    def deviation(self) -> float:
+        """|measured / predicted - 1| of the line that the case is held against."""
+        return abs((self.corrected if self.case.against == "drift" else self.ratio) - 1)
+
+
+def build(case: Case):
+    """A factory of the case's optimizer, by timm's own registry."""
+    from timm.optim import create_optimizer_v2
+
+    def make(parameters):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = create_optimizer_v2(
+                parameters, case.name, lr=case.lr, weight_decay=case.weight_decay, **case.arguments)
+        if case.name.startswith("kron"):
+            uncompile(optimizer)
+        return optimizer
+
+    return make
+
+
+def uncompile(kron) -> None:
+    """Kron compiles four of its functions; for a 32 x 32 weight the plain ones are as good and need no compiler."""
+    for name in ("_calc_A_and_conjB", "_q_terms", "_precond_grad", "_balance_Q"):
+        setattr(kron, name, getattr(timm.optim.kron, name))
+
+
+def compare(case: Case, seed: int = 0) -> Row:
+    """Simulates a case and sets it against its line."""
+    began = time.perf_counter()
+    simulation = Simulation(build(case), case.shape, norm=case.norm, seed=seed)
+    at_equilibrium(simulation)
+    simulation.run(case.settle, sample=0)
+    trace = simulation.run(case.steps)
+    line = simulation.line()
+    corrected = line.drift_corrected(trace.drift)
+    return Row(
+        case, line, trace.angle,
+        trace.angle / trace.line if trace.line and not math.isnan(trace.line) else math.nan,
+        trace.angle / corrected if corrected else math.nan,
+        trace.drift, time.perf_counter() - began,
+    )

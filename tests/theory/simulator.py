@@ -1,0 +1,161 @@
+"""The real optimizer on scale-invariant noise: the independent reference for every line.
+
+The loss of step t is `C <z_t, w> / (sqrt(d) ||w||)` with a fresh Gaussian z_t: it does not see the scale of w,
+its gradient is `C P_perp(z_t) / (sqrt(d) ||w||)`, orthogonal to w, and it has a real Hessian for the optimizers
+that ask for one. Everything in float64; angles by atan2, so that small ones are right.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from smdtrack.theory import Family, identify
+
+Build = Callable[[list[torch.nn.Parameter]], Optimizer]
+
+
+@dataclass
+class Trace:
+    """What a simulated run showed, one entry per step.
+
+    Attributes:
+        angle2: squared angular update, radian^2.
+        norm2: squared norm before the step.
+        gradient2: squared effective gradient, (||g|| ||w||)^2.
+        line2: squared equilibrium line at the present state, where sampled.
+        learning_rate: in force.
+    """
+
+    angle2: list[float] = field(default_factory=list)
+    norm2: list[float] = field(default_factory=list)
+    gradient2: list[float] = field(default_factory=list)
+    line2: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+
+    @property
+    def angle(self) -> float:
+        """RMS angular update over the whole trace."""
+        return math.sqrt(sum(self.angle2) / len(self.angle2))
+
+    @property
+    def line(self) -> float:
+        """RMS of the sampled equilibrium lines."""
+        sampled = [value for value in self.line2 if not math.isnan(value)]
+        return math.sqrt(sum(sampled) / len(sampled)) if sampled else math.nan
+
+    @property
+    def drift(self) -> float:
+        """Change of ln ||w||^2 per step over the whole trace."""
+        return math.log(self.norm2[-1] / self.norm2[0]) / (len(self.norm2) - 1)
+
+
+class Simulation:
+    """One weight, one optimizer, white (or AR(1)) noise.
+
+    Args:
+        build: makes the optimizer from a list with the one parameter.
+        shape: of the weight.
+        norm: to start from.
+        effective_gradient: C, the RMS of ||g|| ||w||.
+        correlation: of the gradients from step to step (AR(1)).
+    """
+
+    def __init__(
+            self,
+            build: Build,
+            shape: tuple[int, ...] = (32, 32),
+            *,
+            norm: float = 1.0,
+            effective_gradient: float = 1.0,
+            correlation: float = 0.0,
+            seed: int = 0,
+    ) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        direction = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        self.weight = torch.nn.Parameter(direction * (norm / direction.norm()))
+        self.optimizer = build([self.weight])
+        self.family: Family = identify(self.optimizer)
+        self.scale = effective_gradient / math.sqrt(direction.numel())
+        self.correlation = correlation
+        self.noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        self.second_order = bool(getattr(self.optimizer, "is_second_order", False))
+
+    @property
+    def group(self) -> dict[str, object]:
+        """The one parameter group."""
+        return self.optimizer.param_groups[0]
+
+    @property
+    def state(self) -> dict[str, object]:
+        """The optimizer's state of the weight."""
+        return getattr(self.optimizer, "_base_optimizer", self.optimizer).state[self.weight]
+
+    def line(self):
+        """The line at the present state."""
+        factor = self.family.state_factor(self.weight, self.state, self.group) if self.state else None
+        return self.family.line(
+            self.group, tuple(self.weight.shape), state_factor=None if factor is None else float(factor))
+
+    def rescale(self, factor: float) -> None:
+        """Multiplies the weight, as if it had grown there."""
+        with torch.no_grad():
+            self.weight.mul_(factor)
+
+    def run(self, steps: int, learning_rates: Sequence[float] | None = None, sample: int = 25) -> Trace:
+        """Steps the optimizer, under a schedule if one is given."""
+        trace = Trace()
+        for step in range(steps):
+            if learning_rates is not None:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rates[step]
+            self._gradient()
+            before = self.weight.detach().clone()
+            trace.gradient2.append(float(self.weight.grad.detach().square().sum() * before.square().sum()))
+            self.optimizer.step()
+            trace.angle2.append(angle_between(before, self.weight.detach()) ** 2)
+            trace.norm2.append(float(before.square().sum()))
+            trace.learning_rate.append(float(self.group["lr"]))
+            if sample and step % sample == 0:
+                angle = self.line().angular_update
+                trace.line2.append(math.nan if angle is None else angle**2)
+        return trace
+
+    def _gradient(self) -> None:
+        fresh = torch.randn(self.noise.shape, generator=self.generator, dtype=torch.float64)
+        if self.correlation:
+            self.noise = self.correlation * self.noise + math.sqrt(1 - self.correlation**2) * fresh
+        else:
+            self.noise = fresh
+        if self.second_order:
+            loss = self.scale * (self.noise * self.weight).sum() / self.weight.norm()
+            self.weight.grad = torch.autograd.grad(loss, self.weight, create_graph=True)[0]
+            return
+        weight = self.weight.detach()
+        norm2 = weight.square().sum()
+        tangent = self.noise - weight * ((self.noise * weight).sum() / norm2)
+        self.weight.grad = tangent * (self.scale / norm2.sqrt())
+
+
+def angle_between(one: Tensor, other: Tensor) -> float:
+    """Angle by atan2 of the rejection and the projection, float64."""
+    change = other - one
+    length = one.norm()
+    along = (one * change).sum() / length
+    across = (change.square().sum() - along**2).clamp_min(0).sqrt()
+    return float(torch.atan2(across, length + along))
+
+
+def at_equilibrium(simulation: Simulation, *, rounds: int = 4, settle: int = 300) -> None:
+    """Brings the weight to its equilibrium norm by the line's own prediction, so that few steps are needed."""
+    for _ in range(rounds):
+        trace = simulation.run(settle, sample=0)
+        angle = math.sqrt(sum(trace.angle2[-100:]) / 100)
+        norm = math.sqrt(trace.norm2[-1])
+        target = simulation.line().equilibrium_norm(norm, angle)
+        if target is None:
+            return
+        simulation.rescale(target / norm)
