@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from smdtrack.record import summarize
+from smdtrack.record.summary import rolling_rms
+from tests.record.runs import make_run
+
+
+def test_drift_corrected_line_of_a_window_is_that_of_a_simulated_run():
+    """Float64 simulation of w <- (1 - gamma) w - u with u orthogonal to w: R is 1, and the angle is |u| / ||w||."""
+    generator = np.random.default_rng(0)
+    gamma, steps = 2e-4, 3000
+    weight = generator.standard_normal(4096)
+    weight *= 3 / np.linalg.norm(weight)
+    angles, norms = np.empty(steps), np.empty(steps)
+    for step in range(steps):
+        update = generator.standard_normal(4096)
+        update -= weight * (update @ weight) / (weight @ weight)
+        update *= 0.02 / np.linalg.norm(update)
+        new = (1 - gamma) * weight - update
+        angles[step] = np.arccos(weight @ new / np.linalg.norm(weight) / np.linalg.norm(new))
+        norms[step] = np.linalg.norm(new)
+        weight = new
+    sampled = np.arange(9, steps, 10)
+    run = make_run(
+        (sampled + 1).tolist(),
+        memory=1.0,
+        angle=angles[sampled],
+        norm=norms[sampled],
+        angle_eq=np.full(len(sampled), np.sqrt(2 * gamma)),
+    )
+    row = summarize(run).weights[0]
+    assert abs(row.eq_ratio - 1) > 0.2, "out of equilibrium: the plain line must be off for this test to mean anything"
+    assert row.pred_ratio == pytest.approx(1, abs=0.01)
+    assert row.equilibrium_step is None
+
+
+def test_window_is_the_last_third_and_angles_are_rms():
+    steps = list(range(10, 310, 10))
+    angle = np.concatenate([np.full(20, 9.0), np.tile([0.01, 0.03], 5)])
+    summary = summarize(make_run(steps, memory=19.0, angle=angle, angle_eq=np.full(30, 0.02)))
+    assert (summary.first_step, summary.last_step) == (210, 300)
+    row = summary.weights[0]
+    assert row.samples == 10
+    assert row.angle == pytest.approx(np.sqrt((0.01**2 + 0.03**2) / 2))
+    assert row.eq_ratio == pytest.approx(row.angle / 0.02)
+    assert row.pred_ratio == pytest.approx(row.eq_ratio), "the norm stood still"
+
+
+def test_window_begins_behind_the_last_jump_of_the_line():
+    steps = list(range(1, 61))
+    line = np.where(np.arange(60) < 50, 0.02, 0.002)
+    summary = summarize(make_run(steps, memory=19.0, angle=line, angle_eq=line))
+    assert summary.first_step == 51
+    assert summary.weights[0].eq_ratio == pytest.approx(1)
+
+
+def test_equilibrium_step_is_where_the_rolling_ratio_came_to_stay():
+    steps = list(range(1, 101))
+    ratio = np.where(np.arange(100) < 40, 2.0, 1.0)
+    row = summarize(make_run(steps, memory=1.0, angle=0.01 * ratio, angle_eq=np.full(100, 0.01))).weights[0]
+    assert row.equilibrium_step == 50  # the ten samples behind step 40 are the first without the old regime
+    never = summarize(make_run(steps, memory=1.0, angle=np.full(100, 0.02), angle_eq=np.full(100, 0.01))).weights[0]
+    assert never.equilibrium_step is None
+
+
+def test_verdict_counts_and_a_missing_line_is_said():
+    steps = list(range(1, 31))
+    settled = summarize(make_run(steps, memory=1.0, angle=np.full(30, 0.01), angle_eq=np.full(30, 0.01)))
+    assert settled.verdict.startswith("2 of 2 weights turn as theory predicts")
+    assert settled.verdict.endswith("all are in equilibrium")
+    without = summarize(make_run(steps, angle=np.full(30, 0.01)))
+    assert "no line to compare with" in without.verdict
+    assert without.weights[0].eq_ratio is None
+
+
+def test_nothing_measured_is_no_summary():
+    assert summarize(make_run([], angle=np.empty(0))) is None
+
+
+def test_rolling_rms_matches_brute_force():
+    values = np.random.default_rng(0).standard_normal(50)
+    expected = [np.sqrt(np.mean(values[max(0, end - 10) : end] ** 2)) for end in range(1, 51)]
+    np.testing.assert_allclose(rolling_rms(values), expected, rtol=1e-12)
