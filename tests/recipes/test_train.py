@@ -1,0 +1,250 @@
+"""recipes/train.py as a person runs it: in a process of its own, on the digits, on the CPU."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+TINY = ("--model", "test_resnet", "--img-size", "16", "--batch-size", "256", "--workers", "0", "--no-aug")
+TINY_MOMENTUM = (*TINY, "--opt", "momentum", "--lr", "0.05", "--sched", "cosine", "--warmup-epochs", "0")
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+@pytest.fixture(scope="module")
+def train(environment: dict[str, str]) -> Train:
+    def run(*argv: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *launcher, str(RECIPES / "train.py"), *map(str, argv)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run of three epochs, with the average of the weights."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    done = train(*TINY_MOMENTUM, "--model-ema", "--epochs", 3, "--output", folder, "--experiment", "run")
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder / "run"
+
+
+def checkpoint(path: Path) -> dict[str, object]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        loaded: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def assert_same(left: object, right: object) -> None:
+    """Bitwise, through dicts and lists."""
+    assert type(left) is type(right)
+    if isinstance(left, dict) and isinstance(right, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list) and isinstance(right, list):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    else:
+        assert left == right
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_options_summary_and_checkpoints(unbroken: Path) -> None:
+    options = yaml.safe_load((unbroken / "args.yaml").read_text())
+    assert options["opt"] == "momentum"
+    assert options["epochs"] == 3
+    summary = rows(unbroken / "summary.csv")
+    assert [row["epoch"] for row in summary] == ["0", "1", "2"]
+    assert float(summary[-1]["train_loss"]) < float(summary[0]["train_loss"])
+    assert {"eval_top1", "eval_top5", "eval_loss", "lr"} <= summary[0].keys()
+    assert {path.name for path in unbroken.glob("*.pth.tar")} == {
+        "last.pth.tar",
+        "model_best.pth.tar",
+        *(f"checkpoint-{epoch}.pth.tar" for epoch in range(3)),
+    }
+
+
+def test_without_a_terminal_there_is_a_line_per_epoch_and_no_bar(unbroken: Path) -> None:
+    lines = (unbroken.parent / "stdout").read_text().splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [
+        ["epoch", f"{epoch}/3"] for epoch in (1, 2, 3)
+    ]
+    assert (unbroken.parent / "stderr").read_text() == ""
+
+
+def test_the_options_that_a_run_wrote_repeat_it_to_the_bit(unbroken: Path, train: Train, tmp_path: Path) -> None:
+    done = train("--config", unbroken / "args.yaml", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, other = checkpoint(unbroken / "last.pth.tar"), checkpoint(tmp_path / "run" / "last.pth.tar")
+    for part in ("state_dict", "state_dict_ema", "optimizer"):
+        assert_same(one[part], other[part])
+
+
+def test_a_resumed_run_ends_in_the_same_bits(unbroken: Path, train: Train, tmp_path: Path) -> None:
+    first = unbroken / "checkpoint-0.pth.tar"
+    done = train("--config", unbroken / "args.yaml", "--output", tmp_path, "--resume", first)
+    assert done.returncode == 0, done.stderr
+    one, other = checkpoint(unbroken / "last.pth.tar"), checkpoint(tmp_path / "run" / "last.pth.tar")
+    for part in ("epoch", "state_dict", "state_dict_ema", "optimizer"):
+        assert_same(one[part], other[part])
+    assert rows(tmp_path / "run" / "summary.csv") == rows(unbroken / "summary.csv")[1:]
+
+
+def test_amp_accumulation_clipping_average_mixup_and_bce_run_together(train: Train, tmp_path: Path) -> None:
+    done = train(
+        *(*TINY, "--epochs", 2, "--output", tmp_path, "--experiment", "run"),
+        *("--opt", "adamw", "--lr", "2e-3", "--opt-betas", "0.9", "0.99", "--channels-last"),
+        *("--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", 2, "--clip-grad", 1, "--model-ema"),
+        *("--mixup", 0.2, "--mixup-off-epoch", 1, "--bce-loss", "--drop-path", 0.1),
+    )
+    assert done.returncode == 0, done.stderr
+    state = checkpoint(tmp_path / "run" / "last.pth.tar")
+    optimizer = state["optimizer"]
+    assert isinstance(optimizer, dict)
+    # 1442 images make 5 full batches of 256: two updates of two and one of one, in each of two epochs.
+    assert {entry["step"].item() for entry in optimizer["state"].values()} == {6.0}
+    assert float(rows(tmp_path / "run" / "summary.csv")[-1]["train_loss"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "config", "said"),
+    [
+        (("--model", "resnet5O"), None, ("'resnet5O'", "resnet50")),
+        (("--opt", "momentun"), None, ("'momentun'", "momentum")),
+        (("--config", "nowhere.yaml"), None, ("'nowhere.yaml'", "No such file")),
+        ((), "model: test_resnet\nweight_deacy: 0.1\n", ("'weight_deacy'", "weight_decay")),
+        ((), "opt: addamw\n", ("'addamw'", "adamw")),
+        ((), "model: vgg61\n", ("'vgg61'", "vgg16")),
+        ((), "lr: fast\n", ("--lr", "'fast'")),
+        ((), "amp: 3\n", ("amp", "true or false")),
+        ((), "a: [1\n", ("is not YAML",)),
+        ((), "- model\n", ("is not a mapping",)),
+        (("--sched", "cosin"), None, ("--sched", "'cosin'", "cosine")),
+        (("--resume", "nowhere.pth.tar"), None, ("--resume", "'nowhere.pth.tar'")),
+        (("--data-dir", "nowhere"), None, ("--data-dir", "'nowhere'")),
+        (("--batch-size", "0"), None, ("--batch-size", "at least 1")),
+        (("--device", "cuda"), None, ("cuda", "not available")),
+        (("--nonsense",), None, ("--nonsense",)),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_code_2(
+    argv: tuple[str, ...],
+    config: str | None,
+    said: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    import train as script
+
+    if config is not None:
+        (tmp_path / "recipe.yaml").write_text(config)
+        argv = ("--config", str(tmp_path / "recipe.yaml"), *argv)
+    monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    for words in said:
+        assert words in output.err
+
+
+def test_wrong_input_shows_no_traceback_from_a_shell(train: Train) -> None:
+    done = train("--config", "nowhere.yaml")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "train.py: error: cannot read the config 'nowhere.yaml': No such file or directory\n"
+
+
+def test_ctrl_c_ends_with_the_checkpoint_of_the_last_epoch(environment: dict[str, str], tmp_path: Path) -> None:
+    options = (*TINY_MOMENTUM, "--epochs", "500", "--output", str(tmp_path), "--experiment", "run")
+    with subprocess.Popen(
+        [sys.executable, str(RECIPES / "train.py"), *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        last = tmp_path / "run" / "last.pth.tar"
+        deadline = time.monotonic() + 120
+        while not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.count("\n") == 1
+    assert f"--resume {last}" in errors
+    assert checkpoint(last)["epoch"] == len(rows(tmp_path / "run" / "summary.csv")) - 1
+
+
+@pytest.mark.slow
+def test_two_ranks_over_gloo_end_in_the_same_weights(train: Train, tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29513")
+    options = (*TINY_MOMENTUM, "--epochs", 2, "--grad-accum-steps", 2, "--model-ema", "--output", tmp_path)
+    for name in ("one", "other"):
+        done = train(*options, "--experiment", name, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch 2/2") == 1
+    one, other = (checkpoint(tmp_path / name / "last.pth.tar") for name in ("one", "other"))
+    assert_same(one["state_dict"], other["state_dict"])
+    summary = rows(tmp_path / "one" / "summary.csv")
+    assert float(summary[-1]["train_loss"]) < float(summary[0]["train_loss"])
+
+
+@pytest.mark.slow
+def test_compile_trains_and_saves_plain_names(train: Train, tmp_path: Path) -> None:
+    options = (*TINY_MOMENTUM, "--epochs", 1, "--output", tmp_path, "--experiment", "run")
+    done = train(*options, "--torchcompile", "eager")
+    assert done.returncode == 0, done.stderr
+    state = checkpoint(tmp_path / "run" / "last.pth.tar")["state_dict"]
+    assert isinstance(state, dict)
+    assert "fc.weight" in state
+
+
+def test_no_recipe_imports_smdtrack() -> None:
+    files = list(RECIPES.glob("*.py"))
+    assert files
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "smdtrack" for name in names), file
