@@ -40,14 +40,32 @@ def entry(name: str) -> Entry:
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     if isinstance(info.opt_class, str):
         package, _, bare = info.opt_class.split(".")
-        rule = RULES.get(f"{package}.{bare}")
-        absent = f"needs the package {package}" + ("" if torch.cuda.is_available() else " and a CUDA device")
-        return Entry(name, "none" if rule is None else "approximate", "", "code read, not run", absent, False)
+        missing = absent(name)
+        if missing:
+            kind = "approximate" if f"{package}.{bare}" in RULES else "none"
+            return Entry(name, kind, "", "code read, not run", missing, False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = create_optimizer_v2([weight], name, lr=1e-3, weight_decay=1e-2)
     line = identify(optimizer).line(optimizer.param_groups[0], (64, 64))
     return Entry(name, line.kind, line.formula, line.source, line.reason, True)
+
+
+def absent(name: str) -> str | None:
+    """What an optimizer of timm's needs and does not find here; None where it can be created."""
+    import torch
+    from timm.optim import get_optimizer_class, get_optimizer_info
+
+    found = get_optimizer_info(name).opt_class
+    if not isinstance(found, str):
+        return None
+    package = found.split(".")[0]
+    try:
+        get_optimizer_class(name)
+    except (ImportError, AssertionError):
+        device = "" if torch.cuda.is_available() else " and a CUDA device"
+        return f"needs the package {package}{device}, which is absent here"
+    return None
 
 
 def entries() -> list[Entry]:
