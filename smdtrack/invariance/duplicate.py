@@ -1,7 +1,6 @@
 """A private float64 copy of a model, made so that neither the copying nor its use can be felt by the original."""
 
 import copy
-import inspect
 from collections import OrderedDict
 from typing import Any, cast
 
@@ -155,7 +154,3 @@ def set_training_mode(duplicate: nn.Module) -> None:
     if not any(module.training for module in duplicate.modules()):
         duplicate.train()
 
-
-def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward has an argument of that name."""
-    return name in inspect.signature(model.forward).parameters

@@ -97,11 +97,10 @@ def _pretrained_config(model: nn.Module) -> Mapping[str, Any]:
 
 def _channel_choices(model: nn.Module, configured: int | None) -> list[int]:
     """Input channels to try: of the module that timm calls the first convolution, of the first one found, 3, 1."""
-    choices = []
     names = _pretrained_config(model).get("first_conv") or ()
     modules = dict(model.named_modules())
-    for name in (names,) if isinstance(names, str) else tuple(names):
-        choices.append(getattr(modules.get(name), "in_channels", None))
+    names = (names,) if isinstance(names, str) else tuple(names)
+    choices = [getattr(modules.get(name), "in_channels", None) for name in names]
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is not None:
         choices.append(first.in_channels)

@@ -333,6 +333,8 @@ def _judge_alone(bench: Bench, base: Tensor, name: str, finding: _Finding) -> No
 def _certify(bench: Bench, base: Tensor, findings: dict[str, _Finding]) -> dict[str, float | None]:
     """Rung 5: all invariant tensors scaled at once, per tensor and then per filter; what fails is judged alone."""
     positive = [name for name, finding in findings.items() if finding.verdict == "invariant"]
+    if not positive:
+        return {"tensor": None, "filter": None}
     deviation = bench.deviation(base, positive, bench.one_factor)
     if deviation > UNCHANGED:
         for name in _culprits(positive, lambda group: bench.deviation(base, group, bench.one_factor) <= UNCHANGED):

@@ -1,0 +1,102 @@
+"""Auditing timm models by name: one here, many in a worker that may die without taking the command along."""
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from smdtrack.invariance import Audit, audit
+from smdtrack.notices import SmdtrackError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to audit, in words that can be sent to another process."""
+
+    name: str
+    pretrained: bool = False
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    input_size: tuple[int, ...] | None = None
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A model that could not be audited, and why, in one line."""
+
+    name: str
+    reason: str
+
+
+def audited(request: Request) -> Audit:
+    """Builds and audits one model.
+
+    Raises:
+        SmdtrackError: In one line: unknown, too large, a checkpoint or an input that does not fit.
+    """
+    import torch
+
+    from smdtrack.invariance import zoo
+    from smdtrack.invariance.ladder import is_out_of_memory
+
+    place = zoo.checked_device(request.device)
+    zoo.check_memory(request.name, place)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(request.seed)
+            model = zoo.create(
+                request.name,
+                pretrained=request.pretrained,
+                checkpoint=request.checkpoint,
+                num_classes=request.num_classes,
+                input_size=request.input_size,
+            )
+            return audit(
+                model, input_size=request.input_size, seed=request.seed, name=request.name, device=request.device
+            )
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise SmdtrackError(f"{request.name}: out of memory on {request.device}") from error
+        raise
+
+
+def _attempt(request: Request) -> Audit | Failure:
+    """`audited`, with whatever goes wrong as a value."""
+    try:
+        return audited(request)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if not isinstance(error, SmdtrackError):
+            reason = f"{type(error).__name__}: {reason}"
+        return Failure(request.name, reason.removeprefix(f"{request.name}: "))
+
+
+def _be_the_first_to_go() -> None:
+    """Offers the worker to the kernel before any other process when memory runs out."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
+
+
+def audited_all(requests: Iterable[Request]) -> Iterator[Audit | Failure]:
+    """Audits one model after another in a worker process, starting a new one when it dies."""
+    pool: ProcessPoolExecutor | None = None
+    try:
+        for request in requests:
+            if pool is None:
+                pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_the_first_to_go)
+            try:
+                yield pool.submit(_attempt, request).result()
+            except BrokenProcessPool:
+                pool.shutdown(wait=False)
+                pool = None
+                yield Failure(request.name, "the process died, most likely out of memory")
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)

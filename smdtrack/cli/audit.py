@@ -1,0 +1,123 @@
+"""`smdtrack audit`: which weights of timm models are scale-invariant, why, and at what scope."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from smdtrack.cli import _audit_tables as tables
+from smdtrack.cli._audit_work import Failure, Request, audited, audited_all
+from smdtrack.invariance import VERDICTS, Audit
+from smdtrack.invariance.zoo import checked_device, model_names, read_checkpoint
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--checkpoint", metavar="FILE", help="Weights to load: safetensors, or a state dict (weights only).")
+@click.option("--pretrained", is_flag=True, help="Load timm's pretrained weights.")
+@click.option("--input-size", type=click.IntRange(1), nargs=3, metavar="C H W", help="Input size, else found.")
+@click.option("--num-classes", type=click.IntRange(0), help="Size of the classifier.")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document; a list for several models.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Append a row per model, skipping models it has.")
+@click.option("--verdict", "verdicts", type=click.Choice(VERDICTS), multiple=True, help="List these tensors.")
+@click.option("--explain", "explained", metavar="NAME", multiple=True, help="Show the evidence for one parameter.")
+def command(
+    models: tuple[str, ...],
+    checkpoint: str | None,
+    pretrained: bool,
+    input_size: tuple[int, int, int] | None,
+    num_classes: int | None,
+    device: str,
+    seed: int,
+    as_json: bool,
+    csv_file: str | None,
+    verdicts: tuple[str, ...],
+    explained: tuple[str, ...],
+) -> None:
+    """Decide for every parameter of timm models whether it is scale-invariant.
+
+    A parameter is `invariant` if scaling it leaves the function unchanged, `degenerate` if it is so but has no
+    direction to turn in (a filter with one tap), `null` if nothing depends on it, and `not` otherwise.
+
+    \b
+    Examples:
+      smdtrack audit resnet50
+      smdtrack audit resnet50 --explain layer1.0.conv1.weight
+      smdtrack audit mobilenetv3_small_100 --verdict invariant --verdict null
+      smdtrack audit 'resnet*' 'regnet*' --csv census.csv
+    """
+    names = model_names(models)
+    checked_device(device)
+    several = len(names) > 1 or any(sign in pattern for pattern in models for sign in "*?[")
+    if several and (checkpoint or explained):
+        raise click.UsageError(f"--checkpoint and --explain go with one model, not with {len(names)}.")
+    if checkpoint is not None:
+        read_checkpoint(checkpoint)
+    requests = [
+        Request(name, pretrained, checkpoint, num_classes, input_size or None, device, seed) for name in names
+    ]
+    if several:
+        results = _several(requests, None if csv_file is None else Path(csv_file), quiet=as_json)
+    else:
+        done = tables.csv_done(Path(csv_file)) if csv_file else set()
+        results = [audited(requests[0])]
+        if csv_file and names[0] not in done:
+            tables.append_csv(Path(csv_file), results[0])
+    if as_json:
+        documents = [_document(result, verdicts) for result in results]
+        click.echo(json.dumps(documents if several else documents[0]))
+    else:
+        _print(results, several, verdicts, explained)
+    if any(isinstance(result, Failure) for result in results):
+        sys.exit(1)
+
+
+def _several(requests: Sequence[Request], csv_file: Path | None, quiet: bool) -> list[Audit | Failure]:
+    """Audits model after model, with a line for each; those in the CSV file already are passed over."""
+    done = tables.csv_done(csv_file) if csv_file is not None else set()
+    waiting = [request for request in requests if request.name not in done]
+    if len(waiting) < len(requests):
+        click.echo(f"{len(requests) - len(waiting)} of {len(requests)} models are in {csv_file} already", err=True)
+    results: list[Audit | Failure] = []
+    failures = 0
+    for index, result in enumerate(audited_all(waiting), 1):
+        failed = isinstance(result, Failure)
+        failures += failed
+        if csv_file is not None:
+            tables.append_csv(csv_file, result)
+        line = f"{result.name}: {result.reason}" if isinstance(result, Failure) else tables.headline(result)
+        click.echo(f"[{index}/{len(waiting)}] {line}", err=quiet or failed)
+        results.append(result)
+    click.echo(f"{len(results) - failures} models audited, {failures} failed", err=True)
+    return results
+
+
+def _document(result: Audit | Failure, verdicts: Sequence[str]) -> dict[str, Any]:
+    if isinstance(result, Failure):
+        return {"model": result.name, "error": result.reason}
+    document = result.to_json()
+    if verdicts:
+        document["weights"] = [weight for weight in document["weights"] if weight["verdict"] in verdicts]
+    return document
+
+
+def _print(
+    results: Sequence[Audit | Failure], several: bool, verdicts: Sequence[str], explained: Sequence[str]
+) -> None:
+    console = Console()
+    for result in results:
+        if isinstance(result, Failure):
+            continue
+        if explained:
+            for name in explained:
+                tables.print_evidence(console, tables.found_weight(result, name))
+        elif verdicts:
+            tables.print_weights(console, result, verdicts)
+        elif not several:
+            tables.print_stages(console, result)
