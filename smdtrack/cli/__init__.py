@@ -1,5 +1,6 @@
 """The `smdtrack` command: one file per subcommand, imported when it is called."""
 
+import difflib
 import importlib
 import pkgutil
 from typing import Any
@@ -25,17 +26,25 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} There are {', '.join(self.list_commands(ctx))}.", ctx) from error
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            guess = f" Did you mean {near[0]}?" if near else ""
+            message = f"No command {args[0]!r}.{guess} There are {', '.join(self.list_commands(ctx))}."
+            raise click.UsageError(message, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, _SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Wrong usage is one line and exit code 2, wherever it was found."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx is not None else ctx.command_path
+            click.echo(f"Error: {error.format_message()} (see {path} --help)", err=True)
         except SmdtrackError as error:
-            raise click.UsageError(str(error)) from error
+            click.echo(f"Error: {error}", err=True)
+        raise click.exceptions.Exit(2)
 
 
 # Said here, not read from the commands: `smdtrack --help` must not import torch.

@@ -10,10 +10,13 @@ from smdtrack.record.summary import EQUILIBRIUM_BAND, Summary
 
 def print_summary(summary: Summary, folder: Path, hints: list[str], console: Console | None = None) -> None:
     """Prints measured against predicted per weight, the verdict, the record's folder and how to open the trackers."""
-    console = console or Console(stderr=True, highlight=False)
+    if console is None:
+        console = Console(stderr=True, highlight=False)
+        if not console.is_terminal:  # a log file folds no lines
+            console = Console(stderr=True, highlight=False, width=140)
     console.print()
     console.print(_table(summary))
-    console.print(f"[bold]{summary.verdict}[/bold]")
+    console.print(summary.verdict, style="bold", soft_wrap=True)
     for reason in sorted({row.line_reason for row in summary.weights if row.line_reason}):
         console.print(reason, markup=False)
     console.print(f"Record: {_relative(folder)}", markup=False, soft_wrap=True)
@@ -27,7 +30,7 @@ def _table(summary: Summary) -> Table:
         caption="pred: drift-corrected line; eq: equilibrium line; mrad per optimizer step",
         title_justify="left", caption_justify="left", box=None, header_style="bold",
     )  # fmt: skip
-    table.add_column("weight", overflow="fold")
+    table.add_column("weight", overflow="ellipsis", no_wrap=True, min_width=16)
     for title in ("angle", "pred", "eq", "angle/pred", "angle/eq", "norm", "norm eq", "reached at"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary.weights:

@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,16 @@ def command(
 
 def _check_folder(folder: Path) -> None:
     """Said before the training starts: a folder that cannot be written would cost the record."""
-    import os
-
     there = folder.absolute()
     while not there.exists():
         there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise SmdtrackError(f"cannot write the local record in {folder}: choose another folder with --dir")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise SmdtrackError(
+            f"cannot write the local record in {folder} ({error.strerror}): choose another folder with --dir"
+        ) from error
 
 
 def _announce(tracker: Any) -> None:
