@@ -1,6 +1,7 @@
 """Running forward passes in somebody's process without leaving a trace."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,7 +59,8 @@ def isolated(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in {"cpu", device.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if hasattr(torch.compiler, "set_stance"):
+        # Importing dynamo takes seconds; where it has not been imported, nothing is compiled.
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
