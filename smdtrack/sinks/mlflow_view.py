@@ -28,12 +28,15 @@ OVERVIEW_CARDS = (
     ("smd/angle_ratio_p50", "smd/theory", "smd/angle_ratio_p10", "smd/angle_ratio_p90"),
     ("smd/pred_ratio_p50", "smd/theory"),
     ("smd/in_equilibrium",),
-    ("smd/orthogonality",),
 )
-_CARD_FAMILIES = (("angle", "angle_pred", "angle_eq"), ("norm", "norm_eq"))
+_CARD_FAMILIES = (("angle", "angle_eq", "angle_pred"), ("norm", "norm_eq"))
 _LINE_FAMILIES = frozenset({"angle_pred", "angle_eq", "norm_eq"})
-_COLUMNS = 2
-_CARD_HEIGHT = 300
+# Noise of a hundredth must not fill the chart whose message is that the ratio stays at 1.
+_RANGES = {"smd/pred_ratio_p50": {"yMin": 0.5, "yMax": 1.5}, "smd/in_equilibrium": {"yMin": 0, "yMax": 1.05}}
+_CARD_HEIGHT = 290
+# MLflow makes a chart for every key that is not the first of a card, in a section named by the key's family, open at
+# the bottom. A section of that name which is there already is filled instead, and stays folded.
+_LEFT_OVER_FAMILIES = ("smd", "angle_eq", "angle_pred", "norm_eq", "grad")
 
 Layers = Mapping[str, frozenset[str]]
 
@@ -120,19 +123,20 @@ def view_state(layers: Layers, overview: bool = True) -> dict[str, Any]:
     sections: list[dict[str, Any]] = []
     cards: list[dict[str, Any]] = []
     if overview:
-        sections.append(_section("s0", OVERVIEW_SECTION, display=True))
+        sections.append(_section("s0", OVERVIEW_SECTION, display=True, columns=3))
         cards += [_card(f"c0.{index}", "s0", keys) for index, keys in enumerate(OVERVIEW_CARDS)]
     stages: dict[str, list[str]] = {}
     for name in layers:
         stages.setdefault(stage_of(name), []).append(name)
     for number, (stage, names) in enumerate(stages.items(), start=1):
         section = f"s{number}"
-        sections.append(_section(section, stage, display=not overview and number == 1))
+        sections.append(_section(section, stage, display=not overview and number == 1, columns=2))
         for index, name in enumerate(names):
             for column, families in enumerate(_CARD_FAMILIES):
                 keys = [f"{family}/{name}" for family in families if family in layers[name]]
                 if keys:
                     cards.append(_card(f"c{number}.{index}.{column}", section, keys))
+    sections += [_section(f"f.{family}", family, display=False, columns=3) for family in _LEFT_OVER_FAMILIES]
     return {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",
@@ -158,13 +162,13 @@ def view_state(layers: Layers, overview: bool = True) -> dict[str, Any]:
     }
 
 
-def _section(uuid: str, name: str, display: bool) -> dict[str, Any]:
+def _section(uuid: str, name: str, display: bool, columns: int) -> dict[str, Any]:
     return {
         "uuid": uuid,
         "name": name,
         "display": display,
         "isReordered": False,
-        "columns": _COLUMNS,
+        "columns": columns,
         "cardHeight": _CARD_HEIGHT,
     }
 
@@ -180,7 +184,7 @@ def _card(uuid: str, section: str, keys: Sequence[str]) -> dict[str, Any]:
         "selectedMetricKeys": list(keys),
         "displayPoints": False,
         "xAxisKey": "step",
-        "range": {},
+        "range": _RANGES.get(keys[0], {}),
         "scaleType": "linear",
         "xAxisScaleType": "linear",
         "lineSmoothness": 0,

@@ -121,9 +121,11 @@ class WandbSink:
         run = self._run
         if run is None:
             return {}
-        where = {"entity": run.entity, "project": run.project, "run_id": run.id, "url": run.url}
+        where = {"entity": run.entity, "project": run.project, "run_id": run.id}
         if run.offline:
             where["folder"] = str(_sync_folder(run))
+        else:
+            where["url"] = run.url
         return {key: value for key, value in where.items() if value}
 
     def hints(self) -> Sequence[str]:
