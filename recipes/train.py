@@ -12,6 +12,7 @@ the run is interrupted and resumed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from contextlib import nullcontext
@@ -335,13 +336,27 @@ def resume(
 
 
 def make_output_folder(args: argparse.Namespace, size: int) -> Path:
+    """--output/--experiment, which may exist; without --experiment a new folder, also if two runs start at once."""
+    parent = Path(args.output or "output/train")
     name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{size}"
-    folder = Path(args.output or "output/train") / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        if args.experiment:
+            (parent / name).mkdir(exist_ok=True)
+            return parent / name
+        candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(parent / candidate for candidate in candidates if is_new(parent / candidate))
     except OSError as error:
-        stop(f"cannot write to the output folder {str(folder)!r}: {error.strerror}")
-    return folder
+        stop(f"cannot write to the output folder {str(parent / name)!r}: {error.strerror}")
+
+
+def is_new(folder: Path) -> bool:
+    """Makes the folder, and says whether this call made it."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def mean_lr(optimizer: torch.optim.Optimizer) -> float:

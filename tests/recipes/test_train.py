@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import torch
 import yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-TINY = ("--model", "test_resnet", "--img-size", "16", "--batch-size", "256", "--workers", "0", "--no-aug")
+TINY = ("--model", "test_resnet", "--img-size", "16", "--batch-size", "256", "--workers", "0")
 TINY_MOMENTUM = (*TINY, "--opt", "momentum", "--lr", "0.05", "--sched", "cosine", "--warmup-epochs", "0")
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,9 +46,11 @@ def train(environment: dict[str, str]) -> Train:
 
 @pytest.fixture(scope="module")
 def unbroken(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run of three epochs, with the average of the weights."""
+    """The output folder of a run of three epochs with every kind of random number, and the average of the weights."""
     folder = tmp_path_factory.mktemp("unbroken")
-    done = train(*TINY_MOMENTUM, "--model-ema", "--epochs", 3, "--output", folder, "--experiment", "run")
+    noise = ("--workers", 1, "--mixup", 0.2, "--drop", 0.1, "--drop-path", 0.1)
+    options = (*TINY_MOMENTUM, "--model-ema", "--epochs", 3, "--output", folder, "--experiment", "run")
+    done = train(*options, *noise)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)
@@ -248,3 +251,38 @@ def test_no_recipe_imports_smdtrack() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "smdtrack" for name in names), file
+
+
+def test_unnamed_runs_that_start_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import train as script
+
+    class Clock:
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(script, "datetime", Clock)
+    args = argparse.Namespace(output=str(tmp_path / "out"), experiment="", model="test_resnet")
+    names = [script.make_output_folder(args, 24).name for _ in range(3)]
+    assert names == [f"20260102-030405-test_resnet-24{suffix}" for suffix in ("", "-2", "-3")]
+    args.experiment = "named"
+    assert script.make_output_folder(args, 24) == script.make_output_folder(args, 24) == tmp_path / "out" / "named"
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import train as script
+
+    (tmp_path / "file").write_text("")
+    args = argparse.Namespace(output=str(tmp_path / "file"), experiment="run", model="test_resnet")
+    with pytest.raises(SystemExit) as ended:
+        script.make_output_folder(args, 24)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path / "file") in error
