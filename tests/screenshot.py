@@ -20,6 +20,13 @@ from tests.browser import chart_page
 from tests.sinks.mlflow_server import mlflow_server
 
 _SETTLE = 3 * chart_page.SECONDS
+# MLflow picks a run's colour by its id, now and then one that is hard to see on white.
+_COLOUR = "#1b6ca8"
+_REMOVE_WHAT_FLOATS = """([width, height]) => {
+    let element = document.elementFromPoint(width - 40, height - 40);
+    while (element && getComputedStyle(element).position !== 'fixed') element = element.parentElement;
+    if (element) element.remove();
+}"""
 
 
 def main() -> None:
@@ -41,7 +48,7 @@ def main() -> None:
             chart_page.unfold(page, section, key)
             chart_page.header(page, "smdtrack: overview").evaluate("e => e.scrollIntoView({block: 'center'})")
             # The assistant's button floats over the charts; the pointer would leave a tooltip or a marked header.
-            page.add_style_tag(content='[class*="assistant" i], [data-component-id*="assistant"] { display: none; }')
+            page.evaluate(_REMOVE_WHAT_FLOATS, [options.width, options.height])
             page.mouse.move(2, options.height - 2)
             page.wait_for_timeout(_SETTLE)
             page.screenshot(path=options.picture)
@@ -55,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--experiment", default="smdtrack", help="name of the experiment (default: %(default)s)")
     parser.add_argument("--section", help="the section of layers to open (default: the first)")
     parser.add_argument("--width", type=int, default=1400, help="of the window (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=900, help="of the window (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=985, help="of the window (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=2, help="pixels of the picture per pixel (default: %(default)s)")
     return parser.parse_args()
 
@@ -84,12 +91,16 @@ def _tracking_uri(document: object) -> str | None:
 
 
 def _view(store: str, experiment_name: str, section: str | None) -> tuple[str, str, str]:
-    """Returns the experiment's id, the section to open, and a metric of its first chart."""
+    """Returns the experiment's id, the section to open, and a metric of its first chart; colours the runs."""
     from mlflow import MlflowClient
 
-    experiment = MlflowClient(tracking_uri=store).get_experiment_by_name(experiment_name)
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name(experiment_name)
     if experiment is None or TAG_PREFIX + VIEW_KEY not in experiment.tags:
         sys.exit(f"no experiment {experiment_name!r} with a saved view of smdtrack in this store")
+    for run in client.search_runs([experiment.experiment_id]):
+        if "mlflow.runColor" not in run.data.tags:
+            client.set_tag(run.info.run_id, "mlflow.runColor", _COLOUR)
     state = decode(experiment.tags[TAG_PREFIX + VIEW_KEY])
     first_metric = {card["metricSectionId"]: card["metricKey"] for card in reversed(state["compareRunCharts"])}
     of_layers = {
