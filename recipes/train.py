@@ -85,7 +85,7 @@ def main() -> int:
         runner = DistributedDataParallel(
             runner,
             device_ids=None if device.type == "cpu" else [device],
-            broadcast_buffers=not args.no_ddp_bb,
+            **({"broadcast_buffers": False} if args.no_ddp_bb else {}),
         )
 
     output = saver = None

@@ -222,7 +222,7 @@ def test_ctrl_c_ends_with_the_checkpoint_of_the_last_epoch(environment: dict[str
 @pytest.mark.slow
 def test_two_ranks_over_gloo_end_in_the_same_weights(train: Train, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29513")
-    options = (*TINY_MOMENTUM, "--epochs", 2, "--grad-accum-steps", 2, "--model-ema", "--output", tmp_path)
+    options = (*TINY_MOMENTUM, "--batch-size", 64, "--epochs", 2, "--grad-accum-steps", 2, "--output", tmp_path)
     for name in ("one", "other"):
         done = train(*options, "--experiment", name, launcher=launcher)
         assert done.returncode == 0, done.stderr
