@@ -167,6 +167,8 @@ class Writer:
             if feed.started:
                 try:
                     feed.sink.finish(self.info, self.summary, self._status)
+                    if self._store is not None:  # a script's run may have appeared only since the sink was started
+                        self._store.note_sink(feed.sink.name, feed.sink.where())
                 except Exception as error:
                     notify(f"{feed.sink.name} could not end its run: {_one_line(error)}")
 
