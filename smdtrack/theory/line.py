@@ -36,6 +36,7 @@ class Line:
         angular_update: at equilibrium, radian per optimizer step (RMS); None where there is no equilibrium.
         updates: statistics of the updates; None where there is no line.
         step_size: multiplies the filtered gradient (lr, as a rule): |u| = step_size sqrt(S) |gradient|.
+        filtered_decay: weight decay passes through the momentum (coupled L2).
         trust: for trust ratios: "whole" (LAMB: the step is lr ||w||) or "gradient" (LARS: before decay and momentum).
     """
 
@@ -53,9 +54,15 @@ class Line:
     updates: Updates | None = field(default=None, repr=False)
     step_size: float | None = None
     trust: Literal["whole", "gradient"] | None = None
+    filtered_decay: bool = False
 
     def drift_corrected(self, log_norm2_drift: float) -> float | None:
         """The line at the present rate of change of the norm: sqrt(max(0, (2 gamma + d ln||w||^2/dt) / R)).
+
+        Derived here to second order in gamma, for norms far above equilibrium, where both terms all but cancel: under
+        steady updates ||w||^2 nears its equilibrium `|u|^2 R/(2 gamma)` at a rate c, so that
+        `Delta^2 = (2 gamma/R) (1 + drift/c)`, c = -2 ln(1 - gamma), and with decay inside the momentum, which the pull
+        leaves with the mean delay k of the filter, -2 ln(1 - gamma (1 + gamma k)).
 
         Holds out of equilibrium, also without weight decay. With a trust ratio the step follows the norm and the
         present angle is (LAMB) or solves (LARS, see `trust_ratio`) a line of its own.
@@ -71,7 +78,16 @@ class Line:
             pull = self.step_size * self.updates.gain
             share = (math.sqrt(max(0.0, 1 + 2 * pull + log_norm2_drift)) - 1) / pull
             return max(0.0, pull * share / math.sqrt(self.memory))
-        return math.sqrt(max(0.0, (2 * self.decay_rate + log_norm2_drift) / self.memory))
+        return math.sqrt(max(0.0, (2 * self.decay_rate + log_norm2_drift * self._relaxation) / self.memory))
+
+    @property
+    def _relaxation(self) -> float:
+        """2 gamma / c, nearly 1; see `drift_corrected`."""
+        if not self.decay_rate or self.decay_rate >= 0.5:
+            return 1.0
+        delay = self.updates.delay if self.filtered_decay and self.updates is not None else 0.0
+        rate = self.decay_rate * (1 + self.decay_rate * delay)
+        return -self.decay_rate / math.log1p(-rate) if rate < 1 else 1.0
 
     def equilibrium_norm(
             self, norm: float, angular_update: float | None, effective_gradient: float | None = None,

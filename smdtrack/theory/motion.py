@@ -19,6 +19,7 @@ class Motion:
     Attributes:
         updates: statistics of the updates without the decay; None where there is no line.
         decay: gamma, or what the state's factor multiplies to give gamma when `from_state`.
+        filtered_decay: weight decay goes through the same linear filter as the gradient (coupled L2).
         from_state: weight decay passes through a normalisation that only the optimizer's state knows.
         norm_exponent, decay_exponent, step_size, trust: as in `Line`.
         fixed_angle: the equilibrium angle where a trust ratio sets it.
@@ -30,6 +31,7 @@ class Motion:
     step_size: float = 0.0
     decay: float = 0.0
     from_state: bool = False
+    filtered_decay: bool = False
     norm_exponent: float = 0.0
     decay_exponent: float = 0.0
     trust: Literal["whole", "gradient"] | None = None
@@ -52,7 +54,7 @@ def line_of(motion: Motion, state_factor: float | None = None) -> Line:
     line = Line(
         motion.kind, motion.optimizer, motion.formula, motion.source, motion.assumptions, motion.reason,
         norm_exponent=motion.norm_exponent, decay_exponent=motion.decay_exponent, step_size=motion.step_size,
-        updates=motion.updates, trust=motion.trust,
+        updates=motion.updates, trust=motion.trust, filtered_decay=motion.filtered_decay,
     )
     if motion.updates is None:
         return replace(line, norm_exponent=None)

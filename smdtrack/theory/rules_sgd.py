@@ -33,7 +33,7 @@ def sgd(setting: Setting) -> Motion:
     formula = "2 lr wd [(1-a)(1+a)^3 + a^4]/(1+a)" if nesterov else "2 lr wd (1-tau)/(1+a)"
     return Motion(
         name, updates, step_size=setting.lr, decay=setting.lr * setting.weight_decay * updates.gain,
-        norm_exponent=1.0, formula=formula,
+        norm_exponent=1.0, filtered_decay=True, formula=formula,
         source=DERIVED if nesterov else WAN,
         assumptions=(WHITE if nesterov else ANY_GRADIENT, SLOW_SCHEDULE),
     )
@@ -69,6 +69,6 @@ def novograd(setting: Setting) -> Motion:
     coupled = not setting.flag("decoupled_decay")
     decay = setting.lr * setting.weight_decay * updates.gain if coupled else setting.decoupled_decay
     return Motion(
-        "NovoGrad", updates, step_size=setting.lr, decay=decay,
+        "NovoGrad", updates, step_size=setting.lr, decay=decay, filtered_decay=coupled,
         formula="2 lr wd/(1+b1)" if coupled else "2 lr wd (1-b1)/(1+b1)",
     )

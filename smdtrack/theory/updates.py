@@ -32,12 +32,16 @@ class Updates:
         energy: S, squared length of an update over that of a (normalised) gradient; None where it is not known.
         autocorrelation: rho_0 = 1, rho_1, ... as a float64 tensor on the CPU.
         memory: R.
+        delay: sum_k k h_k / H, the mean age of the gradients in an update; 0 where it is not known.
+        taps: h_0, h_1, ... where the updates are a linear filter's.
     """
 
     gain: float
     energy: float | None
     autocorrelation: Tensor = field(repr=False, compare=False)
     memory: float
+    delay: float = 0.0
+    taps: Tensor | None = field(default=None, repr=False, compare=False)
 
     def memory_over(self, steps: int) -> float:
         """R_k = 1 + 2 sum_{j<k} (1 - j/k) rho_j: the growth of k steps taken together over k separate ones."""
@@ -54,7 +58,8 @@ def from_taps(taps: Tensor) -> Updates:
     spectrum = torch.fft.rfft(taps, n=2 * taps.numel())
     autocorrelation = torch.fft.irfft(spectrum.abs().square())[: taps.numel()] / energy
     gain = float(taps.sum())
-    return Updates(gain, energy, autocorrelation, gain**2 / energy)
+    delay = float((torch.arange(taps.numel(), dtype=torch.float64) * taps).sum()) / gain
+    return Updates(gain, energy, autocorrelation, gain**2 / energy, delay, taps)
 
 
 def from_autocorrelation(autocorrelation: Tensor, gain: float = 1.0, energy: float | None = None) -> Updates:

@@ -1,0 +1,115 @@
+"""Out of equilibrium: the drift-corrected line and predicted trajectories, from a norm four times off."""
+
+import math
+
+import pytest
+
+from smdtrack.theory.transients import Leg, relax, trajectory
+from tests.theory.cases import Case
+from tests.theory.comparison import build
+from tests.theory.schedules import SCHEDULES, WINDOW, windows
+from tests.theory.simulator import Simulation
+
+STEPS = 3000
+BETAS = (0.9, 0.99)
+RUNS = {
+    "momentum": Case("momentum", 0.1, 1e-3),
+    "sgd": Case("sgd", 0.1, 1e-3),
+    "adamw": Case("adamw", 1e-3, 1.0, {"betas": BETAS}),
+    "cadamw": Case("cadamw", 1e-3, 1.0, {"betas": BETAS}),
+}
+FAST = {("momentum", "step"), ("sgd", "cosine"), ("adamw", "warm-up"), ("cadamw", "constant")}
+ALL = [
+    pytest.param(name, schedule, off, marks=() if (name, schedule) in FAST and off > 1 else pytest.mark.slow)
+    for name in RUNS for schedule in SCHEDULES for off in (4.0, 0.25)
+]
+
+
+def equilibrium_norm(line):
+    """||w|| under an effective gradient of 1 in 1024 coordinates, by the formulas of the two kinds."""
+    if line.norm_exponent == 1:
+        return math.sqrt(line.step_size * line.updates.gain) / (2 * line.decay_rate) ** 0.25
+    return line.step_size * math.sqrt(line.updates.energy * 1024 * line.memory / (2 * line.decay_rate))
+
+
+@pytest.mark.parametrize(("name", "schedule", "off"), ALL)
+def test_under_a_schedule_from_a_norm_four_times_off(name, schedule, off):
+    case = RUNS[name]
+    start = off * equilibrium_norm(Simulation(build(case)).line())
+    simulation = Simulation(build(case), norm=start)
+    rates = SCHEDULES[schedule](case.lr, STEPS)
+    trace = simulation.run(STEPS, rates, sample=0)
+
+    ratios = [measured / line for measured, line in windows(simulation, trace) if line > 0]
+    assert len(ratios) >= 10
+    assert sum(ratios) / len(ratios) == pytest.approx(1.0, abs=0.02)
+
+    if name == "cadamw":
+        return
+    tolerance = 0.06 if name == "adamw" else 0.03
+    lines = [simulation.family.line({**simulation.group, "lr": lr}, (32, 32)) for lr in rates]
+    points = list(trajectory(
+        lines, map(math.sqrt, trace.gradient2), start, coordinates=1024, betas=BETAS if name == "adamw" else None))
+    for step in range(0, STEPS, 50):
+        assert points[step].norm == pytest.approx(math.sqrt(trace.norm2[step]), rel=tolerance)
+    for first in range(WINDOW, STEPS - WINDOW, WINDOW):
+        predicted = math.sqrt(sum(point.angle**2 for point in points[first : first + WINDOW]))
+        assert predicted == pytest.approx(math.sqrt(sum(trace.angle2[first : first + WINDOW])), rel=tolerance)
+
+
+@pytest.mark.parametrize(("name", "power", "tolerance"), [("momentum", 4, 0.06), ("adamw", 2, 0.10)])
+def test_time_constant_is_the_rate_at_which_the_norm_comes_home(name, power, tolerance):
+    """AdamW's second moment lags by 100 steps of the 500."""
+    case = RUNS[name]
+    line = Simulation(build(case)).line()
+    home = equilibrium_norm(line)
+    simulation = Simulation(build(case), norm=1.5 * home)
+    constant = line.time_constant
+    trace = simulation.run(round(constant) + 1, sample=0)
+    excess = [(norm2 ** (power / 2) - home**power) for norm2 in (trace.norm2[0], trace.norm2[-1])]
+    assert excess[1] / excess[0] == pytest.approx(math.exp(-1), rel=tolerance)
+
+
+def test_angles_over_many_steps():
+    import torch
+
+    from tests.theory.simulator import angle_between, at_equilibrium
+
+    simulation = Simulation(build(RUNS["momentum"]))
+    at_equilibrium(simulation)
+    simulation.run(500, sample=0)
+    line = simulation.line()
+    kept = []
+    for _ in range(3000):
+        simulation.run(1, sample=0)
+        kept.append(simulation.weight.detach().clone())
+    for lag in (1, 3, 10, 30, 100, 300, 1000):
+        pairs = torch.arange(0, len(kept) - lag, max(1, lag // 5)).tolist()
+        measured = math.sqrt(sum(angle_between(kept[i], kept[i + lag]) ** 2 for i in pairs) / len(pairs))
+        assert measured == pytest.approx(line.lag_angle(lag), rel=0.03), lag
+
+
+def test_legs_before_training_agree_with_the_recursion():
+    case = RUNS["momentum"]
+    simulation = Simulation(build(case))
+    line = simulation.line()
+    tenth = simulation.family.line({**simulation.group, "lr": case.lr / 10}, (32, 32))
+    (norm, angle), (later_norm, later_angle) = relax([Leg(4000, line), Leg(1000, tenth)], line)
+    assert norm == pytest.approx(1.0)
+    assert angle == pytest.approx(line.angular_update)
+    home = equilibrium_norm(line)
+    points = list(trajectory([line] * 4000 + [tenth] * 1001, [1.0] * 5001, home))
+    assert later_norm == pytest.approx(points[-1].norm / home, rel=0.005)
+    assert later_angle == pytest.approx(points[-1].angle, rel=0.01)
+
+
+def test_no_trajectory_without_a_line():
+    from timm.optim import create_optimizer_v2
+
+    from smdtrack.theory import identify
+    from tests.theory.test_registry import weight
+
+    optimizer = create_optimizer_v2([weight()], "madgrad", lr=0.1, weight_decay=0.1)
+    line = identify(optimizer).line(optimizer.param_groups[0], (16, 16))
+    with pytest.raises(ValueError, match="MADGRAD"):
+        next(trajectory([line], [1.0], 1.0))
