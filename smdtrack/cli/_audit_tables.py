@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -53,8 +54,8 @@ def headline(audit: Audit) -> str:
 
 def print_stages(console: Console, audit: Audit) -> None:
     """A row per stage."""
-    table = Table(title=f"{escape(audit.model)}: scale-invariant parameters by stage", title_justify="left")
-    table.add_column("stage")
+    table = Table(title=f"{escape(audit.model)}: scale-invariant parameters by stage", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("stage", no_wrap=True)
     for heading in ("size", "share", *VERDICTS):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("cause")
@@ -78,12 +79,11 @@ def print_stages(console: Console, audit: Audit) -> None:
 
 def print_weights(console: Console, audit: Audit, verdicts: Sequence[str]) -> None:
     """A row per tensor with one of the verdicts, in sections by stage."""
-    table = Table(title=f"{escape(audit.model)}: {', '.join(verdicts)}", title_justify="left")
+    table = Table(title=f"{escape(audit.model)}: {', '.join(verdicts)}", title_justify="left", box=SIMPLE)
     table.add_column("tensor", overflow="fold")
     for heading in ("shape", "verdict", "cause", "norm", "scope", "cosine"):
         table.add_column(heading, overflow="fold")
     for weights in _by_stage([weight for weight in audit.weights if weight.verdict in verdicts]).values():
-        table.add_section()
         for weight in weights:
             scope = f"filter, dim {weight.filter_dim}" if weight.scope == "filter" else weight.scope or ""
             cosine = "" if weight.cosine is None else f"{weight.cosine:.1e}"

@@ -38,6 +38,7 @@ class FrozenVariance(DoublePrecision):
         self.everything = everything
         self.signatures: list[Signature] = []
         self._stack: list[tuple[str, nn.Module]] = []
+        self._entered_at: list[int] = []
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -54,6 +55,10 @@ class FrozenVariance(DoublePrecision):
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         def enter(module: nn.Module, _: Any) -> None:
+            # What activation checkpointing computes again in the backward pass runs outside of every mode.
+            if not torch._C._is_torch_function_mode_enabled():
+                self.__enter__()
+                self._entered_at.append(len(self._stack))
             self._stack.append((name, module))
 
         return enter
@@ -61,6 +66,9 @@ class FrozenVariance(DoublePrecision):
     def _leaving(self, *_: Any) -> None:
         if self._stack:
             self._stack.pop()
+        if self._entered_at and self._entered_at[-1] == len(self._stack):
+            self._entered_at.pop()
+            self.__exit__(None, None, None)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.batch_norm:

@@ -195,7 +195,8 @@ class Bench:
             self._last = torch.cat([output.detach().flatten().double() for output in outputs]), float(loss.detach())
         del outputs, terms
         with mode:
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Not `loss.backward()`: the mode would be off inside it, also for what checkpointing computes again.
+            torch.autograd.backward(loss)
 
     def release(self) -> None:
         """Drops the gradients."""

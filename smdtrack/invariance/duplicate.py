@@ -24,6 +24,7 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint")
 _EPS_NAMES = ("eps", "epsilon", "norm_eps", "layer_norm_eps")
 
 
@@ -132,12 +133,15 @@ def _is_dropout(module: nn.Module) -> bool:
 
 
 def neutralise(model: nn.Module) -> None:
-    """Takes out of a copy what hides exact invariance: noise, eps, and collectives between processes."""
+    """Takes out of a copy what hides exact invariance, and what costs time: noise, eps, collectives, checkpointing."""
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
         if _is_dropout(module):
             module.training = False
+        for key in _CHECKPOINTING:
+            if module.__dict__.get(key) is True:
+                setattr(module, key, False)
         for key in _EPS_NAMES:
             if isinstance(module.__dict__.get(key), float):
                 setattr(module, key, NO_EPS)

@@ -1,0 +1,168 @@
+"""`smdtrack audit` from the outside: exit codes, stdout, stderr."""
+
+import csv
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from smdtrack.cli import main
+
+SMALL = "test_efficientnet"
+SIZE = ("--input-size", "3", "32", "32")
+WEIGHT = "blocks.0.0.conv.weight"
+
+
+@pytest.fixture
+def run():
+    def invoke(*args):
+        return CliRunner().invoke(main, ["audit", *map(str, args)])
+
+    return invoke
+
+
+def refused(result, *parts):
+    assert result.exit_code == 2, result.output
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    for part in parts:
+        assert part in line
+    assert result.stdout == ""
+
+
+def test_help_has_an_example(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "smdtrack audit resnet50" in result.stdout
+
+
+def test_the_table_groups_by_stage(run):
+    result = run(SMALL, *SIZE)
+    assert result.exit_code == 0
+    for text in ("conv_stem", "blocks.1", "conv_head", "batch_norm", "scale-invariant", "certificate"):
+        assert text in result.stdout
+
+
+def test_the_json_document_is_as_agreed(run):
+    result = run(SMALL, *SIZE, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    document = json.loads(result.stdout)
+    assert list(document) == [
+        "model", "input_size", "parameters", "invariant_parameters", "seconds", "certificate", "weights",
+    ]  # fmt: skip
+    assert (document["model"], document["input_size"]) == (SMALL, [3, 32, 32])
+    assert set(document["certificate"]) == {"tensor", "filter"}
+    assert max(document["certificate"].values()) < 1e-9
+    keys = ["name", "shape", "verdict", "cause", "norm", "scope", "filter_dim", "cosine"]
+    assert all(list(weight) == keys for weight in document["weights"])
+    weight = next(weight for weight in document["weights"] if weight["name"] == WEIGHT)
+    assert weight["cosine"] < 1e-9
+    assert (weight["verdict"], weight["cause"], weight["norm"]) == ("invariant", "batch_norm", "blocks.0.0.bn1")
+    assert (weight["scope"], weight["filter_dim"]) == ("filter", 0)
+    sizes = [torch.Size(w["shape"]).numel() for w in document["weights"] if w["verdict"] == "invariant"]
+    assert document["invariant_parameters"] == sum(sizes)
+    null = [weight for weight in document["weights"] if weight["verdict"] == "null"]
+    assert null
+    assert all(weight["cause"] is None and weight["cosine"] is None for weight in null)
+
+
+def test_verdicts_select_tensors(run):
+    result = run(SMALL, *SIZE, "--verdict", "null", "--json")
+    assert {weight["verdict"] for weight in json.loads(result.stdout)["weights"]} == {"null"}
+    result = run(SMALL, *SIZE, "--verdict", "null")
+    assert "blocks.2.0.bn2.bias" in result.stdout
+    assert WEIGHT not in result.stdout
+
+
+def test_explain_shows_the_numbers_of_each_rung(run):
+    result = run(SMALL, *SIZE, "--explain", WEIGHT)
+    assert result.exit_code == 0
+    for text in ("invariant by batch_norm (blocks.0.0.bn1)", "two generic points", "held constant", "per filter"):
+        assert text in result.stdout
+    refused(run(SMALL, *SIZE, "--explain", "blocks.0.0.conv.weigth"), "no parameter", WEIGHT)
+
+
+def test_several_models_give_a_list_and_one_that_fails_does_not_end_it(run):
+    result = run("test_byobnet", "test_vit", "--input-size", 3, 20, 20)
+    assert result.exit_code == 1
+    assert "test_byobnet: " in result.stdout
+    assert "1 models audited, 1 failed" in result.stderr
+    result = run("test_byobn?t", *SIZE, "--json")
+    assert result.exit_code == 0
+    assert [document["model"] for document in json.loads(result.stdout)] == ["test_byobnet"]
+
+
+def test_the_csv_file_is_resumed(run, tmp_path):
+    file = tmp_path / "census.csv"
+    assert run("test_efficientnet", "test_byobnet", *SIZE, "--csv", file).exit_code == 0
+    rows = list(csv.DictReader(file.open()))
+    assert [row["model"] for row in rows] == ["test_efficientnet", "test_byobnet"]
+    assert int(rows[0]["invariant"]) == 16
+    with file.open("a") as out:
+        out.write("test_resnet,3x32")  # killed in the middle of a row
+    result = run("test_byobnet", "test_efficientnet", *SIZE, "--csv", file)
+    assert result.exit_code == 0
+    assert "2 of 2 models are in" in result.stderr
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    refused(run(SMALL, "--csv", tmp_path / "other.csv"), "not a CSV file of smdtrack audit")
+
+
+def test_checkpoints_are_loaded_and_refused(run, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    model = timm.create_model(SMALL)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "good.pth")
+    save_file(model.state_dict(), tmp_path / "good.safetensors")
+    for name in ("good.pth", "good.safetensors"):
+        assert run(SMALL, *SIZE, "--checkpoint", tmp_path / name, "--json").exit_code == 0
+    state = model.state_dict()
+    state["strange.weight"] = state.pop("conv_stem.weight")
+    state["classifier.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "bad.pth")
+    refused(
+        run(SMALL, "--checkpoint", tmp_path / "bad.pth"),
+        "does not fit", "1 missing (conv_stem.weight)", "1 unknown (strange.weight)", "classifier.bias (3,)",
+    )  # fmt: skip
+    (tmp_path / "text.pth").write_text("hello")
+    refused(run(SMALL, "--checkpoint", tmp_path / "text.pth"), "is not a checkpoint")
+    torch.save([1, 2], tmp_path / "list.pth")
+    refused(run(SMALL, "--checkpoint", tmp_path / "list.pth"), "no mapping of names to tensors")
+    refused(run(SMALL, "--checkpoint", tmp_path / "none.pth"), "no checkpoint file")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_is_not_executed(run, tmp_path):
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    result = run(SMALL, "--checkpoint", tmp_path / "evil.pth")
+    refused(result, "is not a checkpoint")
+    assert not result.output.startswith("executed")
+
+
+def test_wrong_input_ends_with_one_line(run):
+    refused(run("resnt18"), "no timm model is called 'resnt18'", "resnet18")
+    refused(run("zzz*"), "no timm model matches 'zzz*'")
+    refused(run("test_vit", "--input-size", 3, 8, 8), "test_vit does not take", "(3, 8, 8)")
+    refused(run(SMALL, "--device", "toaster"), "device 'toaster'", "cpu")
+    refused(run(SMALL, "test_byobnet", "--explain", WEIGHT), "one model")
+    assert run(SMALL, "--verdict", "maybe").exit_code == 2
+    assert run(SMALL, "--input-size", 3, 0, 3).exit_code == 2
+
+
+def test_out_of_memory_is_said_before_the_model_is_built(run, monkeypatch):
+    from smdtrack.invariance import zoo
+
+    monkeypatch.setattr(zoo, "available_memory", lambda device: 1000)
+    refused(run(SMALL), "out of memory", "GiB are free on cpu")
+
+
+def test_channels_and_classes_can_be_chosen(run):
+    document = json.loads(run(SMALL, "--input-size", 1, 32, 32, "--num-classes", 7, "--json").stdout)
+    shapes = {weight["name"]: weight["shape"] for weight in document["weights"]}
+    assert (shapes["conv_stem.weight"][1], shapes["classifier.weight"][0]) == (1, 7)
