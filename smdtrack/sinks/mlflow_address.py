@@ -3,6 +3,7 @@
 import os
 import shlex
 import socket
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -42,11 +43,15 @@ def is_server(uri: str) -> bool:
 
 
 def check_reachable(uri: str, seconds: float = CONNECT_SECONDS) -> None:
-    """Connects to a tracking server once; a store of another kind, or one behind a proxy, is not tried.
+    """Connects to a tracking server once, or sees whether an sqlite store can be written; others are not tried.
+
+    MLflow itself tries either for minutes. A server behind a proxy is not tried.
 
     Raises:
-        ConnectionError: If nothing answers, in one line that names the address.
+        ConnectionError: If nothing answers or the store cannot be written, in one line that names the address.
     """
+    if uri.startswith(_SQLITE) and ":memory:" not in uri:
+        _check_writable(Path(uri.removeprefix(_SQLITE).partition("?")[0]), uri)
     if not is_server(uri):
         return
     parts = urlsplit(uri)
@@ -60,6 +65,17 @@ def check_reachable(uri: str, seconds: float = CONNECT_SECONDS) -> None:
         socket.create_connection((host, port), timeout=seconds).close()
     except (OSError, ValueError) as error:
         raise ConnectionError(f"no MLflow server answers at {without_secrets(uri)}: {error}") from error
+
+
+def _check_writable(database: Path, uri: str) -> None:
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if database.exists():
+            database.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=database.parent).close()
+    except OSError as error:
+        raise ConnectionError(f"the MLflow store {without_secrets(uri)} cannot be written: {error.strerror}") from error
 
 
 def open_hints(uri: str, experiment_id: str, view: str | None) -> list[str]:
