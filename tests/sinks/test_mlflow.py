@@ -247,7 +247,7 @@ def test_read_only_folder_is_one_line(info: RunInfo, tmp_path: Path) -> None:
     sink = MLflowSink("sqlite:////proc/mlflow.db")  # read-only also for root, who may write everywhere else
     sink.bind()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"/proc/mlflow\.db") as caught:
+        with pytest.raises(ConnectionError, match=r"/proc/mlflow\.db") as caught:
             sink.start(info)
         assert "\n" not in str(caught.value)
 
@@ -257,7 +257,7 @@ def test_folder_that_is_none_is_one_line(info: RunInfo, tmp_path: Path) -> None:
     sink = MLflowSink(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
     sink.bind()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"file/mlflow\.db") as caught:
+        with pytest.raises(ConnectionError, match=r"file/mlflow\.db") as caught:
             sink.start(info)
         assert "\n" not in str(caught.value)
 
