@@ -21,9 +21,10 @@ Example:
 DEFAULTS: dict[str, Any] = {
     "opt": "sgd", "momentum": 0.9, "opt_eps": None, "opt_betas": None, "opt_kwargs": {}, "sched": "cosine",
     "sched_on_updates": False, "epochs": 300, "warmup_epochs": 5, "warmup_lr": 1e-5, "warmup_prefix": False,
-    "min_lr": 0.0, "decay_epochs": 90.0, "decay_milestones": [90, 180, 270], "decay_rate": 0.1, "cooldown_epochs": 0,
+    "min_lr": 0.0, "decay_epochs": None, "decay_milestones": [90, 180, 270], "decay_rate": 0.1, "cooldown_epochs": 0,
     "patience_epochs": 10, "lr_cycle_mul": 1.0, "lr_cycle_decay": 0.5, "lr_cycle_limit": 1, "lr_k_decay": 1.0,
-    "lr_noise": None, "lr_noise_pct": 0.67, "lr_noise_std": 1.0, "seed": 42,
+    "lr_decay_fn": None,
+    "lr_stable_timescale": None, "lr_noise": None, "lr_noise_pct": 0.67, "lr_noise_std": 1.0, "seed": 42,
 }
 
 
@@ -41,7 +42,7 @@ def _option(*flags: str, **settings: Any) -> Callable[[Command], Command]:
 @click.option("--opt-betas", type=float, multiple=True, metavar="BETA...", help="Betas of the optimizer.")
 @_option("--opt-eps", type=float, help="Epsilon of the optimizer.")
 @click.option("--opt-kwargs", multiple=True, metavar="KEY=VALUE...", help="Further arguments of the optimizer.")
-@_option("--sched", help="Schedule: cosine, tanh, step, multistep, plateau, poly, none (default: cosine).")
+@_option("--sched", help="Schedule, one of timm's: cosine, step, multistep, poly, wsd, ... (default: cosine).")
 @click.option("--sched-on-updates", is_flag=True, default=None, help="Step the schedule on updates, not on epochs.")
 @_option("--epochs", type=int, help="Epochs (default: 300).")
 @_option("--steps-per-epoch", type=int, help="Optimizer steps per epoch (required).")
@@ -49,7 +50,7 @@ def _option(*flags: str, **settings: Any) -> Callable[[Command], Command]:
 @_option("--warmup-lr", type=float, help="Learning rate that warm-up begins with (default: 1e-5).")
 @click.option("--warmup-prefix", is_flag=True, default=None, help="Warm-up comes before the schedule, not out of it.")
 @_option("--min-lr", type=float, help="Lower bound of cyclic schedules (default: 0).")
-@_option("--decay-epochs", type=float, help="Epochs between drops of the step schedule (default: 90).")
+@_option("--decay-epochs", type=float, help="Epochs between drops (step; default: 90), length of the decay (wsd).")
 @click.option("--decay-milestones", type=int, multiple=True, metavar="EPOCH...", help="Drops of multistep.")
 @_option("--decay-rate", "--dr", type=float, help="Factor of each drop (default: 0.1).")
 @_option("--cooldown-epochs", type=int, help="Epochs at min-lr after a cyclic schedule (default: 0).")
@@ -57,6 +58,8 @@ def _option(*flags: str, **settings: Any) -> Callable[[Command], Command]:
 @_option("--lr-cycle-mul", type=float, help="Cycle length multiplier (default: 1).")
 @_option("--lr-cycle-decay", type=float, help="Factor from cycle to cycle (default: 0.5).")
 @_option("--lr-cycle-limit", type=int, help="Number of cycles (default: 1).")
+@_option("--lr-decay-fn", help="Decay function of wsd and rsqrt.")
+@_option("--lr-stable-timescale", type=float, help="Timescale of rsqrt, in epochs.")
 @_option("--lr-k-decay", type=float, help="k-decay of cosine and poly (default: 1).")
 @click.option("--weight-shape", default="64,64,3,3", show_default=True,
               help="Shape of the weight, for optimizers that look at it (Muon).")
@@ -82,6 +85,8 @@ def command(
     if angle is not None:
         _positive("--angle", angle)
     _check_optimizer(str(options["opt"]))
+    if not 0 <= options["momentum"] < 1:
+        raise click.BadParameter(f"{options['momentum']!r} is not in [0, 1)", param_hint="--momentum")
     shape = _shape(weight_shape)
 
     from smdtrack.theory import identify
@@ -135,6 +140,9 @@ def _options(args_file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
             options[name] = value
     if options.get("lr") is None and given.get("lr_base") and given.get("batch_size"):
         options["lr"] = _scaled_lr(options)
+    for name, value in options.items():
+        if isinstance(DEFAULTS.get(name), (int, float)) and not isinstance(value, (int, float)):
+            raise click.BadParameter(f"{value!r} is not a number", param_hint="--" + name.replace("_", "-"))
     for name in ("lr", "weight_decay"):
         flag = "--" + name.replace("_", "-")
         value = options.get(name)

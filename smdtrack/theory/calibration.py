@@ -16,6 +16,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,29 +24,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from smdtrack.theory.updates import Updates
+from smdtrack.theory.updates import Updates, white
 
 _STEPS, _BURN_IN = 4096, 400
 _SHAPE = (32, 32)
 _SMALL_SIDE = 32
 _MOST_NUMBERS = 6_000_000
-_cache: dict[tuple[Any, ...], "Calibrated"] = {}
+_cache: dict[tuple[Any, ...], Updates] = {}
+
+
+_running: ContextVar[bool] = ContextVar("running", default=True)
 
 
 class CannotRunError(RuntimeError):
     """The optimizer does not run by itself on a plain gradient."""
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What running an optimizer on white noise shows.
-
-    Attributes:
-        updates: gain (per unit of gradient), energy, autocorrelation, memory, at learning rate 1.
-        per_learning_rate: |update| goes as lr to this power, nearly 1 for all that have a learning rate.
-    """
-
-    updates: Updates
 
 
 def calibrated(optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> Updates:
@@ -60,10 +52,22 @@ def calibrated(optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int,
     Raises:
         CannotRunError: where the class cannot be built or stepped that way.
     """
+    if not _running.get():
+        return white()
     key = (type(optimizer), _frozen(hyper_parameters(type(optimizer), group)), _stand_in(shape))
     if key not in _cache:
         _cache[key] = _calibrate(type(optimizer), hyper_parameters(type(optimizer), group), _stand_in(shape))
-    return _cache[key].updates
+    return _cache[key]
+
+
+@contextmanager
+def without_running() -> Iterator[None]:
+    """Within it nothing is run and all memories are 1: for asking what kind of line there is."""
+    token = _running.set(False)
+    try:
+        yield
+    finally:
+        _running.reset(token)
 
 
 def hyper_parameters(optimizer_class: type[Optimizer], group: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def run(
 
 def _calibrate(
         optimizer_class: type[Optimizer], arguments: Mapping[str, Any], shape: tuple[int, ...], lr: float = 1e-3,
-) -> Calibrated:
+) -> Updates:
     size = math.prod(shape)
     steps = max(1024, min(_STEPS, _MOST_NUMBERS // size))
     generator = torch.Generator().manual_seed(7)
@@ -158,7 +162,7 @@ def _calibrate(
                 optimizer_class, {**arguments, "lr": lr, "weight_decay": 0.0}, start, gradient, _BURN_IN + steps)):
             if step >= _BURN_IN:
                 moves.append(-move.flatten()[chosen] / lr)
-        return Calibrated(measure(torch.stack(moves), torch.stack(noise)))
+        return measure(torch.stack(moves), torch.stack(noise))
 
 
 def measure(moves: Tensor, gradients: Tensor) -> Updates:

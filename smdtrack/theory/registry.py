@@ -9,6 +9,7 @@ is unknown, and calibrated.
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -185,6 +186,9 @@ class Family:
                 motion = self._rule(setting)
             except CannotRunError as error:
                 motion = no_line(self.name, str(error))
+            except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+                # a line must never end somebody's training: what the hyper-parameters do not allow has none
+                motion = no_line(self.name, f"its hyper-parameters give none: {error}")
             if self._lookahead and motion.updates is not None:
                 motion = _looking_ahead(motion, plain)
             if len(self._motions) > 4096:
@@ -195,8 +199,6 @@ class Family:
 
 def _looking_ahead(motion: Motion, group: Mapping[str, Any]) -> Motion:
     """A motion inside timm's Lookahead: decay and growth of the slow weights (derived in `updates.lookahead`)."""
-    from dataclasses import replace
-
     alpha, period = float(group["lookahead_alpha"]), int(group["lookahead_k"])
     assert motion.updates is not None
     if motion.trust is not None:

@@ -1,5 +1,6 @@
 """The learning rate of every step of a timm recipe: timm's own scheduler, stepped over a dummy optimizer."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from torch.optim import Optimizer
 
 from smdtrack.notices import SmdtrackError
 
-SCHEDULES = ("cosine", "tanh", "step", "multistep", "plateau", "poly", "none")
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "plateau", "wsd", "rsqrt", "constant", "none")
 _PIECES = 4000
 
 
@@ -36,8 +37,6 @@ def optimizer_of(
     Raises:
         SmdtrackError: where the hyper-parameters are refused, with the optimizer's own words.
     """
-    import warnings
-
     from timm.optim import create_optimizer_v2
 
     try:
@@ -71,13 +70,19 @@ def pieces(
     from timm.scheduler.scheduler_factory import scheduler_kwargs
 
     sched = str(options["sched"])
-    if sched not in SCHEDULES:
-        raise SmdtrackError(f"--sched {sched!r} is not a schedule of timm's; there are {', '.join(SCHEDULES)}")
+    known = ", ".join(SCHEDULES)
     arguments = scheduler_kwargs(_Options(options))
+    if arguments.get("decay_epochs") is None:
+        arguments["decay_epochs"] = 0.2 if sched in ("wsd", "rsqrt") else 90
     try:
-        scheduler, epochs = create_scheduler_v2(optimizer, **arguments, updates_per_epoch=steps_per_epoch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scheduler, epochs = create_scheduler_v2(optimizer, **arguments, updates_per_epoch=steps_per_epoch)
     except (AssertionError, ValueError, TypeError) as error:
-        raise SmdtrackError(f"--sched {sched} is refused by timm: {error}") from error
+        reason = str(error).rstrip(".")
+        raise SmdtrackError(f"--sched {sched} is refused by timm: {reason}; it may know {known}") from error
+    if scheduler is None and sched != "none":
+        raise SmdtrackError(f"--sched {sched!r} is not a schedule of this timm's; it may know {known}")
     remarks = []
     if sched == "plateau":
         remarks.append("a plateau schedule depends on the metric: shown as if it never dropped")

@@ -88,7 +88,7 @@ def test_every_update_may_have_its_own_learning_rate():
     assert sum(stage["steps"] for stage in found["stages"]) == 10 * 5004
 
 
-@pytest.mark.parametrize("sched", ["cosine", "tanh", "step", "multistep", "plateau", "poly", "none"])
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "step", "multistep", "plateau", "poly", "wsd", "constant", "none"])
 def test_all_of_timms_schedules(sched):
     found = document("--opt", "momentum", *RECIPE, "--sched", sched, "--epochs", "20", "--warmup-epochs", "2",
                      "--cooldown-epochs", "3", "--min-lr", "1e-3")
@@ -136,6 +136,10 @@ def test_a_file_that_is_no_mapping(tmp_path):
     path = tmp_path / "args.yaml"
     path.write_text("- a\n- b\n")
     assert predict("--args", str(path)).exit_code == 2
+    path.write_text("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: many\n")
+    result = predict("--args", str(path), "--steps-per-epoch", "3")
+    assert result.exit_code == 2
+    assert "'many' is not a number" in result.stderr
 
 
 def test_help_has_an_example():
@@ -144,7 +148,6 @@ def test_help_has_an_example():
     assert "smdtrack predict --opt sgd" in result.output
 
 
-@pytest.mark.slow
 def test_the_list_knows_all_of_timms_optimizers():
     import timm.optim
 

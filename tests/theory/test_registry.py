@@ -110,6 +110,12 @@ def test_an_optimizer_that_cannot_be_run_has_no_line_and_a_reason():
     assert "does not run" in line.reason
 
 
+def test_hyper_parameters_without_a_line_do_not_raise():
+    line = only_line(torch.optim.SGD([weight()], lr=0.1, momentum=1.0, weight_decay=1e-3))
+    assert line.kind == "none"
+    assert "momentum" in line.reason
+
+
 def test_lookahead_is_looked_through():
     base = only_line(create_optimizer_v2([weight()], "momentum", lr=0.1, weight_decay=1e-3))
     line = only_line(create_optimizer_v2([weight()], "lookahead_momentum", lr=0.1, weight_decay=1e-3))

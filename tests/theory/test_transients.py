@@ -3,12 +3,13 @@
 import math
 
 import pytest
+import torch
 
 from smdtrack.theory.transients import Leg, relax, trajectory
 from tests.theory.cases import Case
 from tests.theory.comparison import build
 from tests.theory.schedules import SCHEDULES, WINDOW, windows
-from tests.theory.simulator import Simulation
+from tests.theory.simulator import Simulation, angle_between, at_equilibrium
 
 STEPS = 3000
 BETAS = (0.9, 0.99)
@@ -71,10 +72,6 @@ def test_time_constant_is_the_rate_at_which_the_norm_comes_home(name, power, tol
 
 
 def test_angles_over_many_steps():
-    import torch
-
-    from tests.theory.simulator import angle_between, at_equilibrium
-
     simulation = Simulation(build(RUNS["momentum"]))
     at_equilibrium(simulation)
     simulation.run(500, sample=0)
