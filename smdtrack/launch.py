@@ -1,22 +1,30 @@
 """Runs an unmodified training script or module under instrumentation, as `python SCRIPT` would run it."""
 
+import inspect
 import os
 import runpy
 import sys
-import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import TracebackType
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from smdtrack.notices import SmdtrackError, notify
-from smdtrack.tracking.discovery import models_of
+from smdtrack.tracking.discovery import models_of, parameters_of, steps_taken
 from smdtrack.tracking.hooks import add_listener, remove_listener
-from smdtrack.tracking.tracker import Options, Tracker, rank, start
+from smdtrack.tracking.options import Options
+from smdtrack.tracking.selection import UnmatchedGlobError
+from smdtrack.tracking.sharding import is_dtensor
+from smdtrack.tracking.tracker import Tracker, rank
+from smdtrack.tracking.watching import start
+
+_MOST_MODELS = 5
 
 #: Called when a tracker has begun, to say so.
 Announce = Callable[[Tracker], None]
@@ -28,7 +36,7 @@ class Outcome:
 
     Attributes:
         exit_code: What the script's process would have ended with.
-        trackers: One for each optimizer that stepped a model with scale-invariant weights.
+        trackers: One for each set of weights that was stepped and has scale-invariant ones.
         optimizers: So many optimizers stepped.
         interrupted: Whether Ctrl-C ended the script.
     """
@@ -40,52 +48,96 @@ class Outcome:
 
 
 class Instrumentation:
-    """Puts a tracker on each optimizer at its first step; a fault there costs the tracker, never the training."""
+    """Puts a tracker on each optimizer at its first step; a fault there costs the tracker, never the training.
+
+    An optimizer that is made anew for the same weights, as scripts do for each phase, goes on in the tracker that is
+    there. Where nothing says what input a model takes, its next forward pass does, and the tracker starts a step later.
+    """
 
     def __init__(self, options: Options, announce: Announce | None = None) -> None:
         self.trackers: list[Tracker] = []
-        self.optimizers: list[Optimizer] = []
+        self.optimizers = 0
         self._options = options
         self._announce = announce
+        self._known: weakref.WeakKeyDictionary[Optimizer, Tracker | None] = weakref.WeakKeyDictionary()
+        self._waiting: weakref.WeakKeyDictionary[Optimizer, InputCapture] = weakref.WeakKeyDictionary()
         add_listener(self)
 
     def stop(self, status: str) -> None:
         """Takes the hooks out and ends all trackers."""
         remove_listener(self)
+        for capture in self._waiting.values():
+            capture.remove()
         for tracker in self.trackers:
             tracker.detach(status)
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """At an optimizer's first step puts a tracker on it."""
-        if any(known is optimizer for known in self.optimizers):
-            return
-        self.optimizers.append(optimizer)
-        if rank() != 0:
-            return
         try:
+            if optimizer in self._known:
+                tracker = self._known[optimizer]
+                if tracker is not None:
+                    tracker.follow(optimizer)
+                return
+            if optimizer not in self._waiting:
+                self.optimizers += 1
+            if rank() != 0 and not any(is_dtensor(parameter) for parameter in parameters_of(optimizer)):
+                self._known[optimizer] = None
+                return
+            earlier = self._tracker_of_the_same_weights(optimizer)
+            if earlier is not None:
+                self._known[optimizer] = earlier
+                earlier.follow(optimizer)
+                return
             tracker = self._track(optimizer)
         except Exception as error:
             reason = str(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {error}"
             notify(f"{type(optimizer).__name__} is not tracked: {reason}")
+            self._known[optimizer] = None
             return
         if tracker is not None:
-            self.trackers.append(tracker)
             tracker.before_step(optimizer, has_closure)
 
     def after_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Nothing: the trackers listen for themselves."""
 
+    def _tracker_of_the_same_weights(self, optimizer: Optimizer) -> Tracker | None:
+        held = {id(parameter) for parameter in parameters_of(optimizer)}
+        for tracker in self.trackers:
+            if any(id(parameter) in held for parameter in tracker.selection.parameters):
+                return tracker
+        return None
+
     def _track(self, optimizer: Optimizer) -> Tracker | None:
-        models = models_of(optimizer)
-        if not models:
-            raise SmdtrackError("no one module holds all of its parameters; call smdtrack.watch(model, optimizer)")
-        tracker = self._start_on_first_workable(models, optimizer)
+        capture = self._waiting.pop(optimizer, None)
+        if capture is None:
+            models = models_of(optimizer)
+            if not models:
+                raise SmdtrackError("no module holds its parameters; call smdtrack.watch(model, optimizer)")
+            try:
+                tracker = self._start_on_first_workable(models[:_MOST_MODELS], optimizer)
+            except UnmatchedGlobError:
+                raise
+            except SmdtrackError as error:
+                self._waiting[optimizer] = InputCapture(models[:_MOST_MODELS], str(error), steps_taken(optimizer) or 0)
+                return None
+        else:
+            capture.remove()
+            if capture.model is None:
+                raise SmdtrackError(capture.reason)
+            tracker = start(capture.model, optimizer, self._options, capture.example, capture.steps_before + 1)
+        self._known[optimizer] = tracker
+        return self._begun(tracker, optimizer)
+
+    def _begun(self, tracker: Tracker, optimizer: Optimizer) -> Tracker | None:
         if not tracker.selection.weights:
             what = "no globs leave a" if tracker.selection.candidates else f"{tracker.selection.model_name} has no"
             notify(f"{type(optimizer).__name__} is not tracked: {what} scale-invariant weight to track")
             tracker.detach()
+            self._known[optimizer] = None
             return None
-        if self._announce is not None:
+        self.trackers.append(tracker)
+        if self._announce is not None and rank() == 0:
             self._announce(tracker)
         return tracker
 
@@ -93,10 +145,52 @@ class Instrumentation:
         """The smallest module may be a part that cannot be run by itself: then the next larger one is tried."""
         try:
             return start(models[0], optimizer, self._options)
+        except UnmatchedGlobError:
+            raise
         except SmdtrackError:
             if len(models) == 1:
                 raise
             return self._start_on_first_workable(models[1:], optimizer)
+
+
+class InputCapture:
+    """Takes the input of the next forward pass of whichever of some modules runs first, by a hook that goes at once.
+
+    A module inside a compiled one gets no hook, which would be compiled anew: its wrapper gets it.
+
+    Attributes:
+        model: The module whose input was seen, once it has been.
+        example: The input, as `audit` takes it.
+        reason: Why the input is needed.
+        steps_before: The optimizer's steps before the one at which the hooks were set.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], reason: str, steps_before: int) -> None:
+        self.model: nn.Module | None = None
+        self.example: Any = None
+        self.reason = reason
+        self.steps_before = steps_before
+        inside = [model._modules["_orig_mod"] for model in models if "_orig_mod" in model._modules]
+        compiled = {id(part) for model in inside if model is not None for part in model.modules()}
+        outside = [model for model in models if id(model) not in compiled]
+        self._handles = [model.register_forward_pre_hook(self._see, with_kwargs=True) for model in outside]
+
+    def remove(self) -> None:
+        """Takes the hooks out."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.remove()
+        if self.model is not None:
+            return
+        self.model, self.example = module, args
+        if kwargs:
+            try:
+                self.example = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+            except TypeError:
+                self.example = kwargs
 
 
 def run_script(script: str, args: Sequence[str], options: Options, announce: Announce | None = None) -> Outcome:
@@ -150,7 +244,7 @@ def _run(body: Callable[[], object], options: Options, announce: Announce | None
         sys.stdout.flush()
         instrumentation.stop(status)
         outcome.trackers = tuple(instrumentation.trackers)
-        outcome.optimizers = len(instrumentation.optimizers)
+        outcome.optimizers = instrumentation.optimizers
     return outcome
 
 
@@ -167,15 +261,12 @@ def _exit_code(stop: SystemExit) -> int:
 def _print_as_python_would(
         kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
 ) -> None:
-    """Prints the traceback from the script's own first frame on, without the frames that launched it."""
+    """Hands the exception to the excepthook, the script's own where it set one, from the script's first frame on."""
     launcher = {__file__, runpy.__file__, "<frozen runpy>"}
-    while trace is not None and _code(trace).co_filename in launcher:
+    while trace is not None and trace.tb_frame.f_code.co_filename in launcher:
         trace = trace.tb_next
-    traceback.print_exception(kind, error, trace)
-
-
-def _code(trace: TracebackType) -> CodeType:
-    return trace.tb_frame.f_code
+    if kind is not None and error is not None:
+        sys.excepthook(kind, error.with_traceback(trace), trace)
 
 
 @contextmanager

@@ -9,10 +9,16 @@ import numpy as np
 import torch
 
 from smdtrack.geometry import angle_from_moments
+from smdtrack.notices import notify
 from smdtrack.record.run import Floats, Sample, TrackedWeight
 from smdtrack.record.summary import EQUILIBRIUM_BAND, ROLLING_SAMPLES
 from smdtrack.theory import Family, Line
+from smdtrack.tracking.clipping import MEANING, Clipping, clipping_seen
+from smdtrack.tracking.description import numbers_of
 from smdtrack.tracking.probe import Moments, Reading
+
+#: A floor worth telling of: that of fp32 (1e-6) lies far below any angle at which training goes on.
+_TOLD_FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,14 @@ class Measurement:
     """What the training thread hands over for one sampled step.
 
     Attributes:
-        reading: Rows as in `Moments`; below them one row of state factors where the optimizer's line needs them.
+        reading: Rows as in `Moments`, below them those that `extra` names; NaN for weights that the step did not move.
         groups: The hyper-parameters of each parameter group during the step.
-        group_of: Per weight the index of its group.
+        group_of: Per weight the index of its group; None for one that the optimizer does not hold.
+        family: Whose lines the weights have.
+        floors: Per weight the angle under which its storage allows no reading.
+        extra: `state_factor`, `tied_elements`, `tied_filters`.
+        sharded: Whether the table was added up over processes: a state factor is then times the squared norm.
+        has_gradients_of_the_step: False where a closure made them inside the step, at weights that are not known.
         skipped: 1 on the device where a fused step was skipped for an overflow.
         lags: Per lag K, the reading over the last K steps.
     """
@@ -31,8 +42,12 @@ class Measurement:
     time: float
     reading: Reading
     groups: Sequence[Mapping[str, Any]]
-    group_of: Sequence[int]
-    has_state_factor: bool = False
+    group_of: Sequence[int | None]
+    family: Family
+    floors: Sequence[float] = ()
+    extra: Sequence[str] = ()
+    sharded: bool = False
+    has_gradients_of_the_step: bool = True
     skipped: torch.Tensor | None = None
     lags: Mapping[int, Reading] = field(default_factory=dict)
 
@@ -44,33 +59,49 @@ class Assembler:
     from which the drift comes.
     """
 
-    def __init__(self, weights: Sequence[TrackedWeight], family: Family) -> None:
+    def __init__(self, weights: Sequence[TrackedWeight]) -> None:
         self._weights = list(weights)
-        self._family = family
-        self._norms: deque[tuple[int, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES + 1)
+        self._sizes = np.array([float(np.prod(weight.shape)) for weight in weights])
+        self._norms: deque[tuple[int, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
         self._recent: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
+        self._clipping: Clipping | None = None
+        self._told: set[str] = set()
 
     def __call__(self, measurement: Measurement) -> Sample | None:
         """Returns the sample, or None where the optimizer skipped the step for an overflow."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._sample(measurement)
+
+    def _sample(self, measurement: Measurement) -> Sample | None:
         table = measurement.reading.numpy()
         if measurement.skipped is not None and float(measurement.skipped) != 0:
             return None
         moments = Moments(*table[:5])
-        factors = table[5] if measurement.has_state_factor else None
+        if not np.isfinite(moments.weight_squared).any():
+            self._tell("nothing could be measured in another process (its warning says why)")
+            return None
+        extra = dict(zip(measurement.extra, table[5:], strict=True))
         angle = _angles(moments)
         norm_before = np.sqrt(moments.weight_squared)
         norm = np.sqrt(moments.weight_squared + 2 * moments.weight_change + moments.change_squared)
         gradient = np.where(moments.gradient_squared > 0, np.sqrt(moments.gradient_squared) * norm_before, np.nan)
-        lines = self._lines(measurement, factors)
-        angle_eq = _column(line.angular_update for line in lines)
+        lines = self._lines(measurement, moments, extra.get("state_factor"))
+        self._look_for_clipping(extra)
+        angle_eq = _column(None if line is None else line.angular_update for line in lines)
+        if self._clipping == "adaptive":
+            angle_eq = np.full_like(angle_eq, np.nan)
+        angle_eq = np.where(np.isfinite(angle), angle_eq, np.nan)
         self._forget_across_a_jump(angle_eq)
         drift = self._drift(measurement.step, norm, lines)
-        angle_pred = _column(line.drift_corrected(value) for line, value in zip(lines, drift, strict=True))
+        angle_pred = _column(
+            None if line is None or not np.isfinite(value) else line.drift_corrected(value)
+            for line, value in zip(lines, drift, strict=True)
+        )
         self._norms.append((measurement.step, norm, angle_eq))
         self._recent.append((angle, angle_eq, gradient))
         rolling_angle, rolling_eq, rolling_gradient = (_rms_columns(rows) for rows in zip(*self._recent, strict=True))
         norm_eq = _column(
-            line.equilibrium_norm(size, _or_none(turn), _or_none(pull))
+            None if line is None else line.equilibrium_norm(size, _or_none(turn), _or_none(pull))
             for line, size, turn, pull in zip(lines, norm, rolling_angle, rolling_gradient, strict=True)
         )
         values = {
@@ -78,36 +109,69 @@ class Assembler:
             "angle_pred": angle_pred,
             "angle_eq": angle_eq,
             "norm": norm,
-            "norm_eq": norm_eq,
+            "norm_eq": np.where(np.isfinite(angle_eq), norm_eq, np.nan),
             "grad": gradient,
             # Where a trust ratio ties the step to the norm, the angle does not follow from drift and memory alone.
-            "memory": _column(line.memory if line.trust is None else None for line in lines),
-            "time_constant": _column(line.time_constant for line in lines),
-            "orthogonality": _cosine(moments),
+            "memory": _column(None if line is None or line.trust is not None else line.memory for line in lines),
+            "time_constant": _column(None if line is None else line.time_constant for line in lines),
+            "orthogonality": _cosine(moments) if measurement.has_gradients_of_the_step else np.full_like(angle, np.nan),
         }
         for lag, reading in measurement.lags.items():
             values[f"angle_k{lag}"] = _angles(reading.moments())
-        return Sample(measurement.step, measurement.time, values, _overview(values, rolling_angle, rolling_eq))
+        overview = _overview(values, rolling_angle, rolling_eq) | self._flags(angle, measurement.floors)
+        return Sample(measurement.step, measurement.time, values, overview)
 
-    def _lines(self, measurement: Measurement, factors: Floats | None) -> list[Line]:
-        groups = [_plain(group) for group in measurement.groups]
-        lines = []
+    def _look_for_clipping(self, extra: Mapping[str, Floats]) -> None:
+        if "tied_elements" not in extra:
+            return
+        seen = clipping_seen(extra["tied_elements"], extra["tied_filters"], self._sizes)
+        if seen is not None and self._clipping != "adaptive":
+            self._clipping = seen
+            self._tell(MEANING[seen])
+
+    def _flags(self, angle: Floats, floors: Sequence[float]) -> dict[str, float]:
+        """What a reader must know before believing the numbers; absent where there is nothing to know."""
+        flags = {}
+        if self._clipping is not None:
+            flags["smd/clipped"] = 1.0 if self._clipping == "value" else 2.0
+        if len(floors) and max(floors) >= _TOLD_FLOOR:
+            below = np.less(angle, floors)[np.isfinite(angle)]
+            flags["smd/below_floor"] = float(np.mean(below)) if len(below) else 0.0
+            if below.any():
+                self._tell(
+                    f"weights in low precision: angles below {max(floors):g} rad a step are mostly rounding"
+                    " (smd/below_floor is the share of such weights)"
+                )
+        return flags
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            notify(message)
+
+    def _lines(self, measurement: Measurement, moments: Moments, factors: Floats | None) -> list[Line | None]:
+        groups = [numbers_of(group) for group in measurement.groups]
+        lines: list[Line | None] = []
         for index, (weight, group) in enumerate(zip(self._weights, measurement.group_of, strict=True)):
             factor = None if factors is None or not np.isfinite(factors[index]) else float(factors[index])
-            lines.append(self._family.line(groups[group], weight.shape, state_factor=factor))
+            if factor is not None and measurement.sharded:
+                factor /= float(moments.weight_squared[index])
+            if group is None:
+                lines.append(None)
+            else:
+                lines.append(measurement.family.line(groups[group], weight.shape, state_factor=factor))
         return lines
 
     def _forget_across_a_jump(self, angle_eq: Floats) -> None:
         """Means over a jump of the learning rate are means of two regimes: start anew behind it."""
         if not self._norms:
             return
-        with np.errstate(divide="ignore", invalid="ignore"):
-            moved = np.abs(np.log(angle_eq / self._norms[-1][2]))
+        moved = np.abs(np.log(angle_eq / self._norms[-1][2]))
         if np.any(moved > np.log(1.5)):
             self._norms = deque([self._norms[-1]], self._norms.maxlen)
             self._recent.clear()
 
-    def _drift(self, step: int, norm: Floats, lines: Sequence[Line]) -> Floats:
+    def _drift(self, step: int, norm: Floats, lines: Sequence[Line | None]) -> Floats:
         """Rate of change of ln ||w||^2 a step, over half a time constant but at most the last ten samples.
 
         Over one step the rate scatters far more than it drifts; over more than a time constant it would lag behind.
@@ -116,7 +180,7 @@ class Assembler:
         if not self._norms:
             return np.full(len(norm), np.nan)
         for index, line in enumerate(lines):
-            reach = (line.time_constant or np.inf) / 2
+            reach = ((line.time_constant if line else None) or np.inf) / 2
             then, before = self._norms[-1][:2]
             for earlier, norms, _ in reversed(self._norms):
                 if step - earlier > reach:
@@ -134,16 +198,14 @@ def _angles(moments: Moments) -> Floats:
 
 
 def _cosine(moments: Moments) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosine: Floats = np.abs(moments.weight_gradient) / np.sqrt(moments.weight_squared * moments.gradient_squared)
+    cosine: Floats = np.abs(moments.weight_gradient) / np.sqrt(moments.weight_squared * moments.gradient_squared)
     return cosine
 
 
 def _overview(values: Mapping[str, Floats], rolling_angle: Floats, rolling_eq: Floats) -> dict[str, float]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        to_equilibrium = _finite(values["angle"] / values["angle_eq"])
-        to_drift_corrected = _finite(values["angle"] / values["angle_pred"])
-        settled = _finite(rolling_angle / rolling_eq)
+    to_equilibrium = _finite(values["angle"] / values["angle_eq"])
+    to_drift_corrected = _finite(values["angle"] / values["angle_pred"])
+    settled = _finite(rolling_angle / rolling_eq)
     overview = {"smd/theory": 1.0}
     if len(to_equilibrium):
         p10, p50, p90 = np.percentile(to_equilibrium, [10, 50, 90]).tolist()
@@ -171,11 +233,8 @@ def _or_none(value: float) -> float | None:
 
 
 def _rms_columns(rows: Sequence[Floats]) -> Floats:
-    result: Floats = np.sqrt(np.mean(np.square(rows), axis=0))
+    """RMS over the rows that have a value, per weight; NaN where none has."""
+    squared = np.square(rows)
+    there = np.isfinite(squared)
+    result: Floats = np.sqrt(np.where(there, squared, 0).sum(axis=0) / there.sum(axis=0))
     return result
-
-
-def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters as numbers: a learning rate may be a tensor, which only this thread may wait for."""
-    return {key: value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
-            for key, value in group.items()}  # fmt: skip

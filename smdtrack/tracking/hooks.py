@@ -1,9 +1,15 @@
 """The two hooks around every optimizer step of the process: all that smdtrack puts into somebody's training."""
 
+import sys
 import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -31,10 +37,10 @@ def remove_listener(listener: StepListener) -> None:
 class _StepHooks:
     """Calls back before and after each outermost step.
 
-    Optimizers nest (Lookahead steps its base optimizer inside its own step), so only the outermost counts. The hooks
-    are torch's own, for all optimizers of the process: they fire once a step for every optimizer class, and survive
-    schedulers and `torch.compile`. They are in place while there are listeners, and are never taken out from inside a
-    step, where torch iterates over them.
+    Steps nest (Lookahead steps its base optimizer inside its own step, a subclass calls its parent's), so only the
+    outermost counts. The hooks are torch's own, for all optimizers of the process: they fire once a step for every
+    optimizer class, and survive schedulers and `torch.compile`, which steps around them. They are in place while there
+    are listeners, and are never taken out from inside a step, where torch iterates over them.
     """
 
     def __init__(self) -> None:
@@ -46,8 +52,8 @@ class _StepHooks:
         self._listeners = [*self._listeners, listener]
         if not self._handles:
             self._handles = [
-                register_optimizer_step_pre_hook(self._pre),
-                register_optimizer_step_post_hook(self._post),
+                register_optimizer_step_pre_hook(_not_compiled(self._pre)),
+                register_optimizer_step_post_hook(_not_compiled(self._post)),
             ]
 
     def remove(self, listener: StepListener) -> None:
@@ -59,28 +65,51 @@ class _StepHooks:
 
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self._stack()
-        if optimizer in stack:  # its last step raised, and never came to its post-hook
-            del stack[stack.index(optimizer) :]
-        stack.append(optimizer)
+        if stack:
+            # A step that raised never came to its post-hook: it is not under way any more.
+            del stack[_steps_under_way() - 1 :]
+        stack.append(weakref.ref(optimizer))
         if len(stack) == 1:
             for listener in self._listeners:
                 listener.before_step(optimizer, _has_closure(args, kwargs))
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self._stack()
-        if optimizer not in stack:
+        depth = next((index for index in reversed(range(len(stack))) if stack[index]() is optimizer), None)
+        if depth is None:
             return
-        outermost = stack[0] is optimizer
-        if outermost:
+        if depth == 0:
             for listener in self._listeners:
                 listener.after_step(optimizer, _has_closure(args, kwargs))
-        del stack[stack.index(optimizer) :]
+        del stack[depth:]
 
-    def _stack(self) -> list[Optimizer]:
+    def _stack(self) -> list[weakref.ref[Optimizer]]:
         if not hasattr(self._local, "stack"):
             self._local.stack = []
-        stack: list[Optimizer] = self._local.stack
+        stack: list[weakref.ref[Optimizer]] = self._local.stack
         return stack
+
+
+def _steps_under_way() -> int:
+    """How many hooked steps, this one included, are among the callers; torch runs each in a wrapper of its own."""
+    count = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        count += "wrapper" in code.co_name and code.co_filename == torch_optimizer.__file__
+        frame = frame.f_back
+    return max(count, 1)
+
+
+def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that a compiled step calls as it is: to trace it takes half a minute, and measures nothing."""
+
+    def call(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hook(optimizer, args, kwargs)
+
+    # Torch's own decorator, not `torch.compiler.disable`, which imports the compiler at once.
+    without_dynamo: Callable[..., Callable[..., None]] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    return without_dynamo(call)
 
 
 _hooks = _StepHooks()

@@ -1,19 +1,22 @@
 """Measures one optimizer step on the device where the weights lie, without waiting for it.
 
-Before the step the weights are copied and `<w, w>`, `<w, g>`, `<g, g>` summed; after it the copy becomes the change of
-the weights, whose `<w', d>` and `<d, d>` follow. What leaves is one small float64 table and, on CUDA, an event that
-says when it has arrived: the training thread never waits.
+Before the step the weights are copied and `<w, w>`, `<w, g>`, `<g, g>` summed; after it `<w, d>` and `<d, d>` of the
+change `d` follow. What leaves is one small float64 table a device and, on CUDA, an event that says when it has arrived:
+the training thread never waits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smdtrack.geometry import CHUNK, dot, flat_pair
 from smdtrack.record.run import Floats
+from smdtrack.tracking import sums
+
+#: Adds a table of these columns up over the processes among which the weights are sharded.
+Reduce = Callable[[Sequence[int], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,118 +31,127 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A table on its way to the host.
+class Part:
+    """The table of the weights of one device, (rows, columns) float64 on the host, valid once `event` has passed."""
 
-    Attributes:
-        table: (5 or more, W) float64 on the host, valid once `event` has passed.
-    """
-
+    columns: Sequence[int]
     table: Tensor
     event: torch.cuda.Event | None = None
 
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured of W weights, on its way to the host.
+
+    Attributes:
+        width: W; weights in no part were not measured.
+    """
+
+    parts: Sequence[Part]
+    width: int
+
     def numpy(self) -> Floats:
-        """Waits until the table has arrived (call it off the training thread) and returns it."""
-        if self.event is not None:
-            self.event.synchronize()
-        result: Floats = self.table.numpy().astype(np.float64, copy=False)
+        """Waits until all has arrived (call it off the training thread): (rows, W), NaN where nothing was measured."""
+        rows = max((part.table.shape[0] for part in self.parts), default=5)
+        result = np.full((rows, self.width), np.nan)
+        for part in self.parts:
+            if part.event is not None:
+                part.event.synchronize()
+            result[: part.table.shape[0], list(part.columns)] = part.table.numpy()
         return result
 
     def moments(self) -> Moments:
-        """Returns the table's first five rows by name, after waiting for them."""
+        """Returns the first five rows by name, after waiting for them."""
         return Moments(*self.numpy()[:5])
 
 
 class Probe:
-    """Measures the change of a set of weights over one step, or over several: from `begin` to `end`.
+    """Measures the change of weights over one step, or over several: from `begin` to `end`.
+
+    Extra memory: one copy of the weights, kept from the first `begin` to `release`.
 
     Args:
-        weights: The tracked parameters, of one device. Their storage is never written.
-
-    Extra memory: one copy of the weights, kept from the first `begin` on.
+        width: So many weights there are; each is named by its column.
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self._weights = list(weights)
-        self._before: list[Tensor] = []
-        self._weight_squared: list[Tensor] = []
-        self._gradients: list[list[Tensor]] = []
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._benches: dict[torch.device, sums.Bench] = {}
+        self._columns: dict[torch.device, list[int]] = {}
 
     @torch.no_grad()
-    def begin(self) -> None:
-        """Copies the weights and sums their squares."""
-        if not self._before:
-            self._before = [torch.empty_like(weight, memory_format=torch.preserve_format) for weight in self._weights]
-        self._weight_squared = [_copy(weight, into) for weight, into in zip(self._weights, self._before, strict=True)]
-        self._gradients = []
+    def begin(self, weights: Mapping[int, Tensor]) -> None:
+        """Copies the weights and sums their squares.
+
+        Args:
+            weights: By column, those to measure this time, on one device or several; never written to.
+        """
+        self._columns = {}
+        for column, weight in weights.items():
+            self._columns.setdefault(weight.device, []).append(column)
+        for device, columns in self._columns.items():
+            bench = self._benches.setdefault(device, sums.bench_for(device))
+            bench.begin({column: weights[column].detach() for column in columns})
 
     @torch.no_grad()
-    def read_gradients(self, scale: Tensor | None = None) -> None:
-        """Sums over the gradients as they are now; `scale` is what a loss scaler has multiplied them with."""
-        zero = torch.zeros((), dtype=torch.float64)
-        for weight in self._weights:
-            gradient = weight.grad
-            if gradient is None:
-                self._gradients.append([zero.to(weight.device)] * 2)
-                continue
-            inverse = 1.0 if scale is None else scale.to(weight.device, torch.float64).reciprocal()
-            self._gradients.append([dot(weight, gradient) * inverse, dot(gradient, gradient) * inverse * inverse])
+    def read_gradients(self, gradients: Mapping[int, Tensor], scale: Tensor | None = None) -> None:
+        """Sums over the gradients as they are now.
+
+        Args:
+            gradients: By column; a weight without one has zeros.
+            scale: What a loss scaler has multiplied them with.
+        """
+        for device, columns in self._columns.items():
+            there = {column: gradients[column].detach() for column in columns if column in gradients}
+            self._benches[device].read_gradients(there, scale)
 
     @torch.no_grad()
-    def end(self, extra: Sequence[Sequence[Tensor]] = ()) -> Reading:
+    def end(
+            self, weights: Mapping[int, Tensor], extra: Sequence[Mapping[int, Tensor]] = (),
+            reduce: Reduce | None = None,
+    ) -> Reading:
         """Returns the moments over the steps since `begin`, rows as in `Moments`.
 
         Args:
-            extra: Further rows of 0-d tensors, one a weight.
+            weights: As they are now, by column.
+            extra: Further rows of 0-d tensors, by column; NaN where there is none, 0 with `reduce`.
+            reduce: Adds the table up over processes.
         """
-        changes = [_change(weight, before) for weight, before in zip(self._weights, self._before, strict=True)]
-        gradients = self._gradients or [[torch.zeros_like(square)] * 2 for square in self._weight_squared]
-        rows = [
-            self._weight_squared,
-            [pair[0] for pair in gradients],
-            [pair[1] for pair in gradients],
-            [change[0] for change in changes],
-            [change[1] for change in changes],
-            *extra,
-        ]
-        table = torch.stack([torch.stack([cell.to(torch.float64) for cell in row]) for row in rows])
-        return to_host(table)
+        parts = []
+        for device, columns in self._columns.items():
+            rows = self._benches[device].end({column: weights[column].detach() for column in columns})
+            missing = torch.full((), 0.0 if reduce else float("nan"), dtype=torch.float64, device=device)
+            for row in extra:
+                rows.append([row.get(column, missing) for column in columns])
+            table = torch.stack([cell.to(torch.float64) for row in rows for cell in row]).view(len(rows), len(columns))
+            parts.append(to_host(columns, table if reduce is None else reduce(columns, table)))
+        return Reading(parts, self._width)
+
+    def release(self) -> None:
+        """Lets go of all memory."""
+        self._benches.clear()
+        self._columns = {}
 
 
-def to_host(table: Tensor) -> Reading:
+@torch.no_grad()
+def squares(weights: Mapping[int, Tensor], width: int) -> Reading:
+    """Returns a reading of one row, `<w, w>`."""
+    by_device: dict[torch.device, list[int]] = {}
+    for column, weight in weights.items():
+        by_device.setdefault(weight.device, []).append(column)
+    tables = {
+        device: torch.stack([sums.square(weights[column].detach()) for column in columns]).view(1, -1)
+        for device, columns in by_device.items()
+    }
+    return Reading([to_host(columns, tables[device]) for device, columns in by_device.items()], width)
+
+
+def to_host(columns: Sequence[int], table: Tensor) -> Part:
     """Starts the table's one asynchronous copy to the host."""
     if table.device.type != "cuda":
-        return Reading(table.cpu())
+        return Part(columns, table.cpu())
     host = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
     host.copy_(table, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
-    return Reading(host, event)
-
-
-def _copy(weight: Tensor, into: Tensor) -> Tensor:
-    """Copies a weight and returns its squared norm, each chunk while it is in the cache."""
-    source, target = flat_pair(weight.detach(), into)
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        target.copy_(source)
-        return dot(weight, weight)
-    sums = []
-    for chunk, place in zip(source.split(CHUNK), target.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
-        place.copy_(chunk)
-        sums.append(torch.dot(chunk, chunk))
-    return torch.stack(sums).sum(dtype=torch.float64)
-
-
-def _change(weight: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `<before, d>` and `<d, d>` with `d = weight - before`, chunk by chunk while a chunk is in the cache."""
-    now, old = flat_pair(weight.detach(), before)
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        change = now.to(wide) - old.to(wide)
-        return dot(old.to(wide), change), dot(change, change)
-    along, squared = [], []
-    for new, place in zip(now.split(CHUNK), old.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
-        change = new - place
-        along.append(torch.dot(place, change))
-        squared.append(torch.dot(change, change))
-    return torch.stack(along).sum(dtype=torch.float64), torch.stack(squared).sum(dtype=torch.float64)
+    return Part(columns, host, event)

@@ -1,5 +1,6 @@
 """Which weights are tracked: those that the audit proves invariant, that can turn, and that globs select."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,10 +8,15 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from smdtrack.invariance import audit
+from smdtrack.invariance import Audit, audit
 from smdtrack.names import canonical_name, selected, short_weight_name, unmatched_globs
 from smdtrack.notices import SmdtrackError
-from smdtrack.tracking.discovery import parameters_of
+from smdtrack.tracking.discovery import held_by_others, parameters_of
+from smdtrack.tracking.sharding import audit_sharded, is_sharded
+
+
+class UnmatchedGlobError(SmdtrackError):
+    """A glob that selects nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Selection:
-    """The tracked weights of a model, with their parameters in the same order.
+    """The weights of a model that may be tracked, with their parameters in the same order.
+
+    Weights that the optimizer does not hold yet are among them: a frozen part that is unfrozen in mid-run is measured
+    from then on.
 
     Attributes:
-        share_of_parameters: Elements of the tracked weights over elements of all of the model's parameters.
+        share_of_parameters: Elements of the weights that the optimizer holds now, over all of the model's elements.
         candidates: So many scale-invariant weights could have been tracked, before globs.
     """
 
@@ -53,17 +62,19 @@ def select_weights(
         exclude: Sequence[str] = (),
         example_input: Any = None,
 ) -> Selection:
-    """Audits a model and selects among its scale-invariant weights of two dimensions and more that the optimizer steps.
+    """Audits a model and selects among its scale-invariant weights of two dimensions and more.
+
+    Weights that another living optimizer steps are left to that one.
 
     Raises:
         SmdtrackError: If the model cannot be audited, or a glob matches no scale-invariant weight.
     """
     parameters = dict(model.named_parameters())
-    stepped = {id(parameter) for parameter in parameters_of(optimizer)}
+    elsewhere = held_by_others(optimizer)
     found = []
-    for weight in audit(model, example_input).weights:
+    for weight in _audit_once(model, example_input).weights:
         parameter = parameters[weight.name]
-        if weight.verdict == "invariant" and parameter.ndim >= 2 and id(parameter) in stepped:
+        if weight.verdict == "invariant" and parameter.ndim >= 2 and id(parameter) not in elsewhere:
             name = canonical_name(weight.name)
             chosen = Chosen(
                 name, short_weight_name(name), weight.shape, weight.scope or "tensor", weight.filter_dim, weight.norm
@@ -73,14 +84,17 @@ def select_weights(
     for option, globs in (("include", include), ("exclude", exclude)):
         for glob in unmatched_globs(globs, names) if names else ():
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise SmdtrackError(f"{option} {glob!r} matches no scale-invariant weight; there are {shown}")
+            raise UnmatchedGlobError(f"{option} {glob!r} matches no scale-invariant weight; there are {shown}")
     kept = [(chosen, parameter) for chosen, parameter in found if selected(chosen.name, include, exclude)]
+    stepped = {id(parameter) for parameter in parameters_of(optimizer)}
+    if not any(id(parameter) in stepped for _, parameter in kept):
+        kept = []
     total = sum(parameter.numel() for parameter in parameters.values())
     return Selection(
         model_name=model_name(model),
         weights=tuple(chosen for chosen, _ in kept),
         parameters=tuple(parameter for _, parameter in kept),
-        share_of_parameters=sum(parameter.numel() for _, parameter in kept) / max(total, 1),
+        share_of_parameters=sum(p.numel() for _, p in kept if id(p) in stepped) / max(total, 1),
         candidates=len(found),
     )
 
@@ -90,3 +104,18 @@ def model_name(model: nn.Module) -> str:
     config = getattr(model, "pretrained_cfg", None) or {}
     name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
     return str(name or type(model).__name__.lower())
+
+
+_audits: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Audit]]" = weakref.WeakKeyDictionary()
+
+
+def _audit_once(model: nn.Module, example_input: Any) -> Audit:
+    """The audit of a model, made again only where its parts, their modes or its parameters are others than before."""
+    state = tuple((type(module).__name__, module.training) for module in model.modules())
+    seen = (state, tuple((name, id(parameter)) for name, parameter in model.named_parameters()))
+    known = _audits.get(model)
+    if known is not None and known[0] == seen:
+        return known[1]
+    result = audit_sharded(model, example_input) if is_sharded(model) else audit(model, example_input)
+    _audits[model] = (seen, result)
+    return result

@@ -2,64 +2,33 @@
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from smdtrack.notices import SmdtrackError, notify
-from smdtrack.record.run import RunInfo, TrackedWeight
-from smdtrack.record.store import DEFAULT_FOLDER, new_run_folder
+from smdtrack.notices import notify
+from smdtrack.record.run import RunInfo
 from smdtrack.record.summary import Summary
-from smdtrack.sinks import check_sink_names, make_sinks
-from smdtrack.sinks.protocol import Sink
+from smdtrack.sinks import make_sinks
 from smdtrack.sinks.writer import Writer
 from smdtrack.theory import Family, identify
+from smdtrack.tracking import clipping
 from smdtrack.tracking.assembly import Assembler, Measurement
-from smdtrack.tracking.discovery import group_indices
+from smdtrack.tracking.description import describe_run, hyper_parameters
+from smdtrack.tracking.discovery import group_indices, state_of, steps_taken
 from smdtrack.tracking.hooks import add_listener, remove_listener
-from smdtrack.tracking.probe import Probe, Reading
-from smdtrack.tracking.schedule import EverySteps, Schedule
-from smdtrack.tracking.selection import Selection, select_weights
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to sample and where to send it; see `watch` for each.
-
-    Raises:
-        SmdtrackError: If a number is out of range or a sink is unknown.
-    """
-
-    every: int | Schedule = 10
-    warmup_samples: int = 0
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    lags: Sequence[int] = ()
-    sinks: Sequence[str | Sink] | None = None
-    folder: str | Path = DEFAULT_FOLDER
-    name: str | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.schedule()
-        for lag in self.lags:
-            if not isinstance(lag, int) or lag < 2:
-                raise SmdtrackError(f"lags: {lag!r} is no lag; whole numbers of optimizer steps are needed, 2 or more")
-        check_sink_names(self.sinks or ())
-
-    def schedule(self) -> Schedule:
-        """Returns the sampling schedule."""
-        if isinstance(self.every, int):
-            return EverySteps(self.every, self.warmup_samples)
-        if not callable(self.every):
-            raise SmdtrackError(f"every={self.every!r}: a whole number of steps or a callable step -> bool is needed")
-        return self.every
+from smdtrack.tracking.lag import Lag
+from smdtrack.tracking.options import Options
+from smdtrack.tracking.precision import floor_of, measured
+from smdtrack.tracking.probe import Probe, squares
+from smdtrack.tracking.resume import SavedState, find_step, step_of
+from smdtrack.tracking.selection import Selection
+from smdtrack.tracking.sharding import ShardSum, local, shard_group
 
 
 class Tracker:
@@ -80,26 +49,61 @@ class Tracker:
     | `smd/pred_ratio_p50` | measured / drift-corrected, median |
     | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over ten samples) |
     | `smd/orthogonality` | largest |cos| between gradient and weight: a live check that the weights are invariant |
+    | `smd/below_floor` | share of weights whose angle drowns in the rounding of their storage (bf16: 5e-3 rad) |
+    | `smd/clipped` | 1 where gradients are clipped by value, 2 where adaptively (AGC); absent where neither is seen |
     """
 
-    def __init__(self, optimizer: Optimizer, selection: Selection, options: Options) -> None:
+    def __init__(
+            self, optimizer: Optimizer, selection: Selection, options: Options, steps_before: int | None = None,
+    ) -> None:
         self.selection = selection
         self.folder: Path | None = None
         self._optimizer = optimizer
         self._options = options
         self._schedule = options.schedule()
         self._family: Family = identify(optimizer)
-        self._parameters: list[nn.Parameter] = list(selection.parameters)
-        self._step = 0
-        self._sampling = False
+        self._parameters = list(selection.parameters)
+        self._step = steps_before
+        self._recorded_to = 0
+        self._sampled: dict[int, Tensor] = {}
         self._writer: Writer | None = None
         self._closed = False
-        self._probe = Probe(self._parameters)
-        self._lags = [_Lag(steps, Probe(self._parameters)) for steps in sorted(set(options.lags))]
-        self._info = self._make_info() if self._parameters else None
+        self._stopped = False
+        self._reduce: ShardSum | None = None
+        self._seen: tuple[Any, ...] = ()
+        self._group_of: list[int | None] = []
+        self._clip_columns: list[int] | None = None
+        self._probe = Probe(len(self._parameters))
+        self._lags = [Lag(steps, len(self._parameters)) for steps in sorted(set(options.lags))]
         self._sinks = make_sinks(options.sinks)
+        self._info: RunInfo | None = None
+        self._on_state_dict: Any = None
         if self._parameters:
+            group = shard_group(self._parameters)
+            self._reduce = ShardSum(group, len(self._parameters)) if group is not None else None
+            if rank() == 0:
+                self._info, self._recorded_to = describe_run(optimizer, self._family, selection, options)
+                self.folder = self._info.folder
+            self._listen_to_checkpoints()
             add_listener(self)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer whose steps are measured."""
+        return self._optimizer
+
+    @property
+    def closed(self) -> bool:
+        """Whether the tracking has ended."""
+        return self._closed
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Goes on with another optimizer of the same weights, as scripts make one anew for each phase."""
+        if optimizer is self._optimizer:
+            return
+        self._optimizer, self._family = optimizer, identify(optimizer)
+        self._seen = ()
+        self._listen_to_checkpoints()
 
     def summary(self) -> Summary | None:
         """Returns measured against predicted per weight; ends the tracking first if it still goes on."""
@@ -119,8 +123,10 @@ class Tracker:
         if self._closed:
             return
         self._closed = True
-        _watched.pop(id(self._optimizer), None)
         remove_listener(self)
+        if self._on_state_dict is not None:
+            self._on_state_dict.remove()
+        self._release()
         if self._writer is not None:
             self._writer.close(status)
 
@@ -139,22 +145,30 @@ class Tracker:
         """Counts the step; on a sampled one copies the weights and reads the gradients."""
         if optimizer is not self._optimizer or self._closed:
             return
-        self._step += 1
-        self._sampling = False
+        self._sampled = {}
         try:
-            sampled = self._schedule(self._step)
-            for lag in self._lags:
-                lag.begin(self._step, sampled)
-            if not sampled:
+            if self._step is None:
+                self._step = self._steps_before()
+            self._step += 1
+            if self._stopped or not self._schedule(self._step) or self._step <= self._recorded_to:
                 return
-            if self._writer is None:
-                self._start_writing()
-            self._group_of = [index if index is not None else 0 for index in group_indices(optimizer, self._parameters)]
-            self._groups = [_hyper_parameters(group) for group in optimizer.param_groups]
-            self._probe.begin()
+            if self._info is not None and self._writer is None:
+                self._start_writing(self._info)
+            self._look_at_groups(optimizer)
+            columns = self._columns_that_move(has_closure)
+            if not columns:
+                return
+            self._groups = [hyper_parameters(group) for group in optimizer.param_groups]
+            weights = {column: self._source(column) for column in columns}
+            for lag in self._lags:
+                lag.begin(self._step, weights)
+            parts = {column: local(weight) for column, weight in weights.items()}
+            self._probe.begin(parts)
+            self._traces: dict[int, tuple[Tensor, Tensor]] = {}
             if not has_closure:  # a closure's gradients come to be inside the step
-                self._probe.read_gradients(getattr(optimizer, "grad_scale", None))
-            self._sampling = True
+                self._probe.read_gradients(self._gradients(columns), getattr(optimizer, "grad_scale", None))
+                self._look_for_clipping(parts)
+            self._sampled = weights
         except Exception as error:
             self._give_up(error)
 
@@ -162,148 +176,186 @@ class Tracker:
         """On a sampled step measures the change and hands it to the writer."""
         if optimizer is not self._optimizer or self._closed:
             return
+        if self._stopped:
+            self._abstain()
+            return
         try:
+            assert self._step is not None
             for lag in self._lags:
-                lag.end(self._step)
-            if not self._sampling:
+                lag.end(self._step, self._reduce)
+            weights, self._sampled = self._sampled, {}
+            columns = list(weights)
+            if not columns:
                 return
-            self._sampling = False
             if has_closure:
-                self._probe.read_gradients()
-            factors = self._state_factors(optimizer)
+                self._probe.read_gradients(self._gradients(columns))
+            names, extra = self._extra_rows(optimizer, columns)
             found_inf = getattr(optimizer, "found_inf", None)
             measurement = Measurement(
                 step=self._step,
                 time=time.time(),
-                reading=self._probe.end(factors),
+                reading=self._probe.end({c: local(weight) for c, weight in weights.items()}, extra, self._reduce),
                 groups=self._groups,
                 group_of=self._group_of,
-                has_state_factor=bool(factors),
+                family=self._family,
+                floors=[floor_of(weights.get(column, parameter)) for column, parameter in enumerate(self._parameters)],
+                extra=names,
+                sharded=self._reduce is not None,
+                has_gradients_of_the_step=not has_closure,
                 skipped=found_inf.detach().clone() if found_inf is not None else None,
                 lags={lag.steps: reading for lag in self._lags if (reading := lag.take()) is not None},
             )
+            if self._writer is not None:
+                self._writer.submit(measurement)
+        except Exception as error:
+            self._give_up(error)
+            self._abstain()
+
+    # What is measured.
+
+    def _source(self, column: int) -> Tensor:
+        """The weight, or the master copy that the optimizer keeps of it."""
+        parameter = self._parameters[column]
+        return measured(parameter, state_of(self._optimizer).get(parameter, {}))
+
+    def _gradients(self, columns: list[int]) -> dict[int, Tensor]:
+        found = {column: self._parameters[column].grad for column in columns}
+        return {column: local(gradient) for column, gradient in found.items() if gradient is not None}
+
+    def _look_at_groups(self, optimizer: Optimizer) -> None:
+        """Finds each weight's group, again only where the groups hold other parameters than before."""
+        seen = tuple(tuple(map(id, group["params"])) for group in optimizer.param_groups)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        self._group_of = group_indices(optimizer, self._parameters)
+        self._clip_columns = None
+
+    def _columns_that_move(self, has_closure: bool) -> list[int]:
+        """Weights that this step moves: the optimizer holds them, and they have a gradient."""
+        return [
+            column for column, (group, parameter) in enumerate(zip(self._group_of, self._parameters, strict=True))
+            if group is not None and (parameter.grad is not None or (has_closure and parameter.requires_grad))
+        ]  # fmt: skip
+
+    def _look_for_clipping(self, weights: Mapping[int, Tensor]) -> None:
+        if self._reduce is not None:  # filters are cut across shards
+            return
+        if self._clip_columns is None:
+            self._clip_columns = clipping.watched_columns(weights)
+        for column in self._clip_columns:
+            gradient = self._parameters[column].grad
+            if column in weights and gradient is not None and gradient.dtype == torch.float32:
+                self._traces[column] = clipping.traces(weights[column].detach(), gradient.detach())
+
+    def _extra_rows(self, optimizer: Optimizer, columns: list[int]) -> tuple[list[str], list[dict[int, Tensor]]]:
+        """Rows below the moments: what lines need from the optimizer's state, and traces of clipping."""
+        names: list[str] = []
+        rows: list[dict[int, Tensor]] = []
+        factors = self._state_factors(optimizer, columns)
+        if factors:
+            names.append("state_factor")
+            rows.append(factors)
+        if self._traces:
+            names += ["tied_elements", "tied_filters"]
+            rows += [{column: pair[index] for column, pair in self._traces.items()} for index in range(2)]
+        return names, rows
+
+    def _state_factors(self, optimizer: Optimizer, columns: list[int]) -> dict[int, Tensor]:
+        """By column, for lines that read the state; as a share of the squared norm, so that shards add up."""
+        factors = {}
+        state = state_of(optimizer)
+        for column in columns:
+            parameter, group = self._parameters[column], self._group_of[column] or 0
+            entries = {
+                key: local(value) if isinstance(value, Tensor) else value
+                for key, value in state.get(parameter, {}).items()
+            }
+            part = local(parameter)
+            factor = self._family.state_factor(part, entries, optimizer.param_groups[group])
+            if factor is not None:
+                whole = 1.0 if self._reduce is None else part.detach().double().square().sum()
+                factors[column] = factor * whole if part.numel() else torch.zeros((), device=part.device)
+        return factors
+
+    # Beginning and end.
+
+    def _start_writing(self, info: RunInfo) -> None:
+        assembler = Assembler(info.weights)
+
+        def assemble(item: Any) -> Any:
+            if isinstance(item, SavedState):
+                return item.write(info.folder)
+            return assembler(item)
+
+        self._writer = Writer(info, self._sinks, assemble)
+
+    def _steps_before(self) -> int:
+        """How many steps lie behind the first one that is seen: 0 but for a resumed training."""
+        taken = steps_taken(self._optimizer)
+        if self._info is None:
+            return taken or 0
+        if self._options.resume_run is None:
+            if taken is not None or not state_of(self._optimizer) or self._reduce is not None:
+                return taken or 0
+            return find_step(self._names, self._squared_norms(), Path(self._options.folder)) or 0
+        known = None if self._reduce is not None else step_of(self._names, self._squared_norms(), self._info.folder)
+        if known is None and taken is None:
+            notify(f"{self._info.folder} has no such checkpoint: its steps go on after the last, {self._recorded_to}")
+        return next(step for step in (known, taken, self._recorded_to) if step is not None)
+
+    @property
+    def _names(self) -> list[str]:
+        return [weight.name for weight in self.selection.weights]
+
+    def _squared_norms(self) -> Any:
+        return squares(self._all_weights(), len(self._parameters)).numpy()[0]
+
+    def _all_weights(self) -> dict[int, Tensor]:
+        return {column: self._source(column) for column in range(len(self._parameters))}
+
+    def _listen_to_checkpoints(self) -> None:
+        """Hears when the optimizer's state is asked for: that is when checkpoints are made."""
+        if self._on_state_dict is not None:
+            self._on_state_dict.remove()
+        if self._info is not None and self._reduce is None:
+            inner: Optimizer = getattr(self._optimizer, "_base_optimizer", self._optimizer)
+            self._on_state_dict = inner.register_state_dict_pre_hook(self._note_checkpoint)
+
+    def _note_checkpoint(self, optimizer: Optimizer) -> None:
+        try:
+            if self._step is None or self._closed or self._stopped or self._info is None:
+                return
+            if self._writer is None:
+                self._start_writing(self._info)
             assert self._writer is not None
-            self._writer.submit(measurement)
+            self._writer.submit(
+                SavedState(self._step, self._names, squares(self._all_weights(), len(self._parameters)))
+            )
         except Exception as error:
             self._give_up(error)
 
-    def _state_factors(self, optimizer: Optimizer) -> list[list[torch.Tensor]]:
-        """One row of 0-d tensors for lines that read the optimizer's state; none where no weight's line does."""
-        factors = [
-            self._family.state_factor(parameter, optimizer.state.get(parameter, {}), optimizer.param_groups[group])
-            for parameter, group in zip(self._parameters, self._group_of, strict=True)
-        ]
-        if all(factor is None for factor in factors):
-            return []
-        missing = torch.full((), float("nan"), dtype=torch.float64, device=self._parameters[0].device)
-        return [[missing if factor is None else factor for factor in factors]]
-
     def _give_up(self, error: Exception) -> None:
         notify(f"measuring stopped at step {self._step} ({type(error).__name__}: {error}); training goes on")
-        remove_listener(self)
-        self._sampling = False
+        self._stopped = True
+        if self._reduce is None:
+            remove_listener(self)
+        self._release()
 
-    def _start_writing(self) -> None:
-        assert self._info is not None
-        self._writer = Writer(self._info, self._sinks, Assembler(self._info.weights, self._family))
+    def _abstain(self) -> None:
+        """After a fault here the other processes still sum over shards: take part with nothing."""
+        if self._reduce is None or self._step is None:
+            return
+        try:
+            if self._schedule(self._step) and self._step > self._recorded_to:
+                self._reduce.abstain(local(self._parameters[0]).device)
+        except Exception:
+            self._closed = True
 
-    def _make_info(self) -> RunInfo:
-        name = self._options.name or self.selection.model_name
-        run_id, folder = new_run_folder(Path(self._options.folder).absolute(), name)
-        self.folder = folder
-        groups = [_hyper_parameters(group) for group in self._optimizer.param_groups]
-        group_of = group_indices(self._optimizer, self._parameters)
-        weights = []
-        for chosen, index in zip(self.selection.weights, group_of, strict=True):
-            line = self._family.line(groups[index or 0], chosen.shape)
-            weights.append(
-                TrackedWeight(
-                    name=chosen.name,
-                    key=chosen.key,
-                    shape=chosen.shape,
-                    group=index or 0,
-                    scope=chosen.scope,
-                    filter_dim=chosen.filter_dim,
-                    norm=chosen.norm,
-                    line_kind=line.kind,
-                    line_formula=line.formula,
-                    line_source=line.source,
-                    line_reason=line.reason,
-                )
-            )
-        first = groups[weights[0].group]
-        params: dict[str, str | int | float | bool] = {
-            "model": self.selection.model_name,
-            "optimizer": type(self._optimizer).__name__,
-            **{key: value for key, value in _scalars(first).items() if key in _SHOWN_HYPER_PARAMETERS},
-            "line_kind": ", ".join(sorted({weight.line_kind for weight in weights})),
-            "line_source": "; ".join(sorted({weight.line_source for weight in weights if weight.line_source})),
-            "weights_tracked": len(weights),
-            "share_of_parameters": round(self.selection.share_of_parameters, 4),
-            **self._options.params,
-        }
-        return RunInfo(run_id, f"{name}-{run_id}", folder, time.time(), tuple(weights), params)
-
-
-_SHOWN_HYPER_PARAMETERS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "beta1", "eps")
-_watched: dict[int, Tracker] = {}
-
-
-def watch(
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        every: int | Schedule = 10,
-        warmup_samples: int = 0,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        lags: Sequence[int] = (),
-        sinks: Sequence[str | Sink] | None = None,
-        folder: str | Path = DEFAULT_FOLDER,
-        name: str | None = None,
-        example_input: Any = None,
-        params: dict[str, Any] | None = None,
-) -> Tracker:
-    """Tracks the angular update of a model's scale-invariant weights while an optimizer trains it.
-
-    Finds the weights (on a copy), then measures around every sampled `optimizer.step()`. Training is not changed by a
-    bit. In a distributed run only rank 0 measures. Use as a context manager, or call `.detach()` at the end;
-    `.summary()` returns the table. Watching the same optimizer again returns the tracker that is there.
-
-    Args:
-        model: The model, wrapped (DDP, compiled) or not.
-        optimizer: The optimizer that steps its parameters.
-        every: A sample every so many optimizer steps, or a callable from the step (from 1) to whether it is sampled.
-        warmup_samples: So many first steps are all sampled, where `every` is a number.
-        include: Globs of parameter names (`layer1.*`); none: all scale-invariant weights.
-        exclude: Globs of parameter names to leave out.
-        lags: Further numbers of steps K over which the angle is measured (`angle_k<K>/...`).
-        sinks: `mlflow`, `wandb`, `local` (the local record only), or objects with the methods of a sink; by default
-            MLflow, and W&B where the script has a run open.
-        folder: Where the folder of the local record is made.
-        name: The run's name; by default the model's.
-        example_input: A batch for a model whose input cannot be guessed.
-        params: More parameters to log with the run.
-
-    Raises:
-        SmdtrackError: If an argument is out of range, a glob matches no weight, the model cannot be audited, or the
-            folder cannot be written.
-    """
-    if id(optimizer) in _watched:
-        return _watched[id(optimizer)]
-    options = Options(every, warmup_samples, include, exclude, lags, sinks, folder, name, params or {})
-    return start(model, optimizer, options, example_input)
-
-
-def start(model: nn.Module, optimizer: Optimizer, options: Options, example_input: Any = None) -> Tracker:
-    """Makes the tracker of `watch` from its options."""
-    if rank() != 0:
-        selection = Selection.empty(model)
-    else:
-        selection = select_weights(model, optimizer, options.include, options.exclude, example_input)
-    tracker = Tracker(optimizer, selection, options)
-    _watched[id(optimizer)] = tracker
-    return tracker
+    def _release(self) -> None:
+        self._probe.release()
+        for lag in self._lags:
+            lag.release()
 
 
 def rank() -> int:
@@ -311,48 +363,3 @@ def rank() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0"))
-
-
-class _Lag:
-    """The angle over K steps, taken from a sampled step on; a window begins only when the last one has ended."""
-
-    def __init__(self, steps: int, probe: Probe) -> None:
-        self.steps = steps
-        self._probe = probe
-        self._ends_at: int | None = None
-        self._reading: Reading | None = None
-
-    def begin(self, step: int, sampled: bool) -> None:
-        if sampled and self._ends_at is None:
-            self._probe.begin()
-            self._ends_at = step + self.steps - 1
-
-    def end(self, step: int) -> None:
-        if step == self._ends_at:
-            self._reading = self._probe.end()
-            self._ends_at = None
-
-    def take(self) -> Reading | None:
-        reading, self._reading = self._reading, None
-        return reading
-
-
-def _hyper_parameters(group: dict[str, Any]) -> dict[str, Any]:
-    """A group as it is during this step; a tensor (a capturable learning rate) is copied where it lies."""
-    return {
-        key: value.detach().clone() if isinstance(value, torch.Tensor) else value
-        for key, value in group.items()
-        if key != "params"
-    }
-
-
-def _scalars(group: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    found: dict[str, str | int | float | bool] = {}
-    for key, value in group.items():
-        if isinstance(value, torch.Tensor):
-            value = value.item()
-        if isinstance(value, (bool, int, float, str)):
-            found[key] = value
-        elif isinstance(value, tuple):
-            found[key] = " ".join(map(str, value))
-    return found

@@ -1,0 +1,53 @@
+"""The angle over several steps."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from smdtrack.tracking.probe import Probe, Reading, Reduce
+from smdtrack.tracking.sharding import local
+
+
+class Lag:
+    """The angle over K steps, taken from a sampled step on; a window begins only when the last one has ended.
+
+    Args:
+        steps: K.
+        width: Columns of the probe.
+    """
+
+    def __init__(self, steps: int, width: int) -> None:
+        self.steps = steps
+        self._probe = Probe(width)
+        self._weights: Mapping[int, Tensor] = {}
+        self._ends_at: int | None = None
+        self._reading: Reading | None = None
+
+    def begin(self, step: int, weights: Mapping[int, Tensor]) -> None:
+        """Begins a window before a sampled step, if none is open.
+
+        Args:
+            weights: By column, whole or sharded; the same tensors are read again at the window's end.
+        """
+        if self._ends_at is None:
+            self._weights = weights
+            self._probe.begin({column: local(weight) for column, weight in weights.items()})
+            self._ends_at = step + self.steps - 1
+
+    def end(self, step: int, reduce: Reduce | None) -> None:
+        """Ends the window after its last step."""
+        if step == self._ends_at:
+            now = {column: local(weight) for column, weight in self._weights.items()}
+            self._reading = self._probe.end(now, reduce=reduce)
+            self._ends_at = None
+
+    def take(self) -> Reading | None:
+        """Returns the window that has ended since the last call."""
+        reading, self._reading = self._reading, None
+        return reading
+
+    def release(self) -> None:
+        """Lets go of all memory."""
+        self._probe.release()
+        self._weights = {}
+        self._ends_at = None

@@ -1,0 +1,135 @@
+"""Weights that are sharded over processes (FSDP2): the local part, the sum over parts, an audit of the whole.
+
+A partial sum that passes for the whole makes every norm and angle wrong by the root of the number of shards. So what is
+measured is the local part, without a collective, and one all-reduce adds up the whole table of sums per sample.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from smdtrack.invariance import Audit, audit
+from smdtrack.notices import SmdtrackError
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+          "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is distributed over processes."""
+    return type(tensor).__name__ == "DTensor" or hasattr(tensor, "to_local")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any of a model's parameters is distributed over processes."""
+    return any(is_dtensor(parameter) for parameter in model.parameters())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns this process's part of a tensor, the tensor itself where it is not distributed; no collective."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard_group(weights: Iterable[Tensor]) -> Any:
+    """Returns the process group over which the weights are sharded, None where they are not.
+
+    Raises:
+        SmdtrackError: If they are sharded in more than one way.
+    """
+    groups: list[Any] = []
+    for weight in weights:
+        if not is_dtensor(weight):
+            continue
+        mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+        dims = [dim for dim, placement in enumerate(placements) if placement.is_shard()]
+        if len(dims) > 1:
+            raise SmdtrackError("weights sharded over more than one dimension of a mesh are not tracked")
+        groups += [mesh.get_group(dim) for dim in dims]
+    if any(group is not groups[0] for group in groups):
+        raise SmdtrackError("weights sharded over different groups of processes are not tracked")
+    return groups[0] if groups else None
+
+
+class ShardSum:
+    """Adds tables of sums up over the processes that hold the shards: one all-reduce a table.
+
+    The table that travels has always the same shape, so that a process in which measuring has failed can take its part
+    with NaN: were it to stay away, the others would wait for it, or take the training's next collective for it.
+    """
+
+    ROWS = 6
+
+    def __init__(self, group: Any, width: int) -> None:
+        self._group = group
+        self._width = width
+
+    def __call__(self, columns: Sequence[int], table: Tensor) -> Tensor:
+        """Returns the summed table of the same shape."""
+        whole = torch.zeros(self.ROWS, self._width, dtype=torch.float64, device=table.device)
+        whole[: table.shape[0], list(columns)] = table
+        dist.all_reduce(whole, group=self._group)
+        return whole[: table.shape[0], list(columns)]
+
+    def abstain(self, device: torch.device) -> None:
+        """Takes part with NaN, which tells all processes that this one measures no more."""
+        dist.all_reduce(torch.full((self.ROWS, self._width), torch.nan, dtype=torch.float64, device=device),
+                        group=self._group)  # fmt: skip
+
+
+def agreed(value: Any) -> Any:
+    """Returns the first process's value in every process: a collective for the start, not for a step."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def audit_sharded(model: nn.Module, example_input: Any) -> Audit:
+    """Audits a model whose parameters are sharded, on the first process, from a full copy that all take part in making.
+
+    Raises:
+        SmdtrackError: In every process, if the audit fails.
+    """
+    duplicate = unsharded_copy(model)
+    result: Audit | None = None
+    failure = ""
+    if dist.get_rank() == 0:
+        try:
+            result = audit(duplicate, example_input)
+        except Exception as error:
+            failure = str(error)
+    result, failure = agreed((result, failure))
+    if result is None:
+        raise SmdtrackError(failure)
+    return result
+
+
+def unsharded_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model with whole parameters and without hooks; every process must take part.
+
+    FSDP2 gives each of its modules a class of its own that refuses to be copied: for the time of the copying they have
+    the class they came with.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for key in _HOOKS:
+            if module.__dict__.get(key):
+                memo[id(module.__dict__[key])] = type(module.__dict__[key])()
+    for parameter in model.parameters():
+        full = parameter.full_tensor() if is_dtensor(parameter) else parameter  # type: ignore[attr-defined]
+        memo[id(parameter)] = nn.Parameter(full.detach().clone(), requires_grad=parameter.requires_grad)
+    wrapped = [(module, type(module)) for module in model.modules() if "FSDPModule" in _bases(type(module))]
+    try:
+        for module, kind in wrapped:
+            module.__class__ = kind.__mro__[2]
+        return copy.deepcopy(model, memo)
+    finally:
+        for module, kind in wrapped:
+            module.__class__ = kind
+
+
+def _bases(kind: type) -> Sequence[str]:
+    return [base.__name__ for base in kind.__bases__]

@@ -1,0 +1,278 @@
+"""EMA, Lookahead, torch.compile, memory layouts, closures, other optimizers' ways."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from timm.optim import Lamb, Lookahead
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from tests.loops.harness import (
+    WEIGHTS,
+    Loop,
+    assert_equal_to_float64,
+    batch,
+    column,
+    loss_of,
+    network,
+    plain_step,
+    sgd,
+    trained,
+)
+from tests.tracking.witness import Witness
+
+
+def plain(make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> Loop:
+    model = network()
+    optimizer = make_optimizer(model)
+    return Loop(model, optimizer, lambda number: plain_step(model, optimizer))
+
+
+def test_ema() -> None:
+    def make() -> Loop:
+        model = network()
+        optimizer, average = sgd(model), ModelEmaV3(model, decay=0.9)
+
+        def step(number: int) -> None:
+            plain_step(model, optimizer)
+            average.update(model, step=number)
+
+        return Loop(model, optimizer, step, other_modules=[average.module])
+
+    assert_equal_to_float64(*trained(make))
+
+
+def test_lookahead_is_one_step_with_its_jump_in_it() -> None:
+    witness, run = trained(lambda: plain(lambda model: Lookahead(sgd(model), alpha=0.5, k=3)))
+    assert run.steps.tolist() == list(range(1, 13))
+    assert_equal_to_float64(witness, run)
+
+
+def test_weights_that_lookahead_moves_outside_any_step_are_in_no_angle() -> None:
+    def make() -> Loop:
+        model = network()
+        optimizer = Lookahead(sgd(model), alpha=0.5, k=4)
+
+        def step(number: int) -> None:
+            loss_of(model).backward()
+            optimizer.step()
+            if number % 5 == 4:
+                optimizer.sync_lookahead()
+            optimizer.zero_grad()
+
+        return Loop(model, optimizer, step)
+
+    assert_equal_to_float64(*trained(make))
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model(backend: str) -> None:
+    def make() -> Loop:
+        torch.compiler.reset()
+        model = network()
+        optimizer = sgd(model)
+        compiled = torch.compile(model, backend=backend)
+        return Loop(model, optimizer, lambda number: plain_step(compiled, optimizer), watched=compiled)
+
+    witness, run = trained(make, batches=6)
+    assert_equal_to_float64(witness, run)
+    assert [weight.name for weight in run.info.weights] == list(WEIGHTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_compiled_step(backend: str) -> None:
+    def make() -> Loop:
+        torch.compiler.reset()
+        model = network()
+        optimizer = sgd(model)
+        step_compiled = torch.compile(optimizer.step, backend=backend)
+
+        def step(number: int) -> None:
+            loss_of(model).backward()
+            step_compiled()
+            optimizer.zero_grad()
+
+        return Loop(model, optimizer, step)
+
+    witness, run = trained(make, batches=6)
+    assert run.steps.tolist() == list(range(1, 7))
+    assert_equal_to_float64(witness, run)
+
+
+def test_channels_last() -> None:
+    def make() -> Loop:
+        model = network().to(memory_format=torch.channels_last)
+        optimizer = sgd(model)
+        return Loop(model, optimizer, lambda number: plain_step(model, optimizer))
+
+    witness, run = trained(make)
+    assert not make().model[0].weight.is_contiguous()
+    assert_equal_to_float64(witness, run)
+
+
+def test_layout_storage_and_precision_that_change_in_mid_run() -> None:
+    def make() -> Loop:
+        model = network()
+        optimizer = sgd(model, momentum=0.0)
+
+        def step(number: int) -> None:
+            if number == 3:
+                model.to(memory_format=torch.channels_last)
+            if number == 6:
+                for parameter in model.parameters():
+                    parameter.data = parameter.data.clone()
+            if number == 9:
+                model.double()
+            images, labels = batch()
+            images = images.to(model[0].weight.dtype)
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return Loop(model, optimizer, step)
+
+    assert_equal_to_float64(*trained(make))
+
+
+def test_a_closure_of_one_evaluation() -> None:
+    def make() -> Loop:
+        model = network()
+        optimizer = sgd(model)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            loss.backward()
+            return loss
+
+        return Loop(model, optimizer, lambda number: optimizer.step(closure))
+
+    witness, run = trained(make)
+    assert_equal_to_float64(witness, run, families=("angle", "norm"))
+    assert np.isnan(run.values["orthogonality"]).all()
+    assert "smd/orthogonality" not in run.overview
+
+
+def test_lbfgs() -> None:
+    def make() -> Loop:
+        model = network()
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+        images, labels = batch()
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            return loss
+
+        return Loop(model, optimizer, lambda number: optimizer.step(closure))
+
+    witness, run = trained(make, batches=4)
+    assert run.steps.tolist() == [1, 2, 3, 4]
+    assert_equal_to_float64(witness, run, families=("angle", "norm"))
+    assert np.isnan(run.values["angle_eq"]).all()
+    assert all(weight.line_reason for weight in run.info.weights)
+
+
+def test_a_learning_rate_in_a_tensor_is_that_of_the_step() -> None:
+    def make() -> Loop:
+        model = network()
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=torch.tensor(0.05), momentum=0.9, weight_decay=0.01, foreach=False
+        )
+
+        def step(number: int) -> None:
+            loss_of(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"].mul_(0.9)
+
+        return Loop(model, optimizer, step)
+
+    witness, run = trained(make)
+    assert_equal_to_float64(witness, run)
+    rates = [0.05 * 0.9**number for number in range(12)]
+    expected = [math.sqrt(2 * rate * 0.01 / 1.9) for rate in rates]
+    np.testing.assert_allclose(run.values["angle_eq"][:, 0], expected, rtol=1e-5)
+
+
+def test_coupled_adam_s_line_is_read_from_its_state() -> None:
+    states: list[dict[str, torch.Tensor]] = []
+
+    def make() -> Loop:
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.1)
+        states.clear()
+
+        def step(number: int) -> None:
+            plain_step(model, optimizer)
+            states.append({
+                name: optimizer.state[parameter]["exp_avg_sq"].double().clone()
+                for name, parameter in model.named_parameters()
+            })  # fmt: skip
+
+        return Loop(model, optimizer, step)
+
+    witness, run = trained(make)
+    assert_equal_to_float64(witness, run)
+    for name in WEIGHTS:
+        for step in range(1, 13):
+            squared = witness.steps[step - 1].after[name].square()
+            denominator = (states[step - 1][name] / (1 - 0.999**step)).sqrt() + 1e-8
+            decay = 0.01 * 0.1 * float((squared / denominator).sum() / squared.sum())
+            expected = math.sqrt(2 * decay * 0.1 / 1.9)
+            assert run.values["angle_eq"][step - 1, column(run, name)] == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda model: torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1),
+        lambda model: Lamb(model.parameters(), lr=0.01, weight_decay=0.1),
+        lambda model: sgd(model, nesterov=True),
+        lambda model: sgd(model, foreach=True),
+        lambda model: sgd(model, momentum=0.0, weight_decay=0.0),
+    ],
+    ids=["adamw", "lamb", "nesterov", "foreach", "bare"],
+)
+def test_other_optimizers(make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+    assert_equal_to_float64(*trained(lambda: plain(make_optimizer)))
+
+
+def test_lamb_s_gradient_is_that_before_its_own_clipping() -> None:
+    def make() -> Loop:
+        model = network()
+        optimizer = Lamb(model.parameters(), lr=0.01, weight_decay=0.1, max_grad_norm=1e-3)
+        return Loop(model, optimizer, lambda number: plain_step(model, optimizer))
+
+    witness, run = trained(make)
+    assert isinstance(witness, Witness)
+    assert_equal_to_float64(witness, run)
+
+
+@pytest.mark.parametrize(("lags", "every"), [([2, 5], 1), ([3], 2), ([4], 6)])
+def test_lags(lags: list[int], every: int) -> None:
+    make = lambda: plain(sgd)  # noqa: E731
+    witness, run = trained(make, batches=24, lags=lags, every=every)
+    for lag in lags:
+        for name in WEIGHTS:
+            values = run.values[f"angle_k{lag}"][:, column(run, name)]
+            there = np.flatnonzero(np.isfinite(values))
+            assert len(there) >= 3
+            ends = [_end_of_window(int(run.steps[row]), lag, every) for row in there]
+            expected = [witness.angle(name, end, lag=lag) for end in ends]
+            np.testing.assert_allclose(values[there], expected, rtol=1e-6)
+
+
+def _end_of_window(sample: int, lag: int, every: int) -> int:
+    """The last end of a window at or before a sample; windows begin at the first sampled step when none is open."""
+    begin, end = every, 0
+    while begin + lag - 1 <= sample:
+        end = begin + lag - 1
+        begin = -(-(end + 1) // every) * every
+    return end

@@ -1,0 +1,293 @@
+"""The tracker around real training, against float64 brute force from copies that the test takes itself."""
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm import create_model
+from torch import nn
+from torch.nn import functional as F
+
+import smdtrack
+from smdtrack.record import read_run
+from smdtrack.sinks.memory import MemorySink
+from tests.tracking.witness import Witness, assert_same_bits, everything, seed_everything
+
+
+def tiny() -> nn.Module:
+    """Two convolutions under batch norm, a linear head: the audit of it takes a moment."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, size: int = 12, classes: int = 5) -> None:
+    for _ in range(steps):
+        images, labels = torch.randn(16, 3, size, size), torch.randint(0, classes, (16,))
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def raise_in_training(model: nn.Module, optimizer: torch.optim.Optimizer, error: type[BaseException]) -> None:
+    train(model, optimizer, 2)
+    raise error
+
+
+def sgd(model: nn.Module, lr: float = 0.05, **options: float) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), **{"lr": lr, "momentum": 0.9, "weight_decay": 0.01, **options})
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Witness, smdtrack.Tracker, MemorySink]:
+    """Thirty steps of heavy-ball SGD on a real timm network with the learning rate of a schedule."""
+    import os
+    import tempfile
+
+    seed_everything(0)
+    model = create_model("test_resnet", num_classes=5)
+    optimizer = sgd(model, weight_decay=0.001)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+    witness, sink = Witness(model, optimizer), MemorySink()
+    here, folder = os.getcwd(), tempfile.mkdtemp()
+    os.chdir(folder)
+    try:
+        tracker = smdtrack.watch(model, optimizer, every=1, sinks=[sink], lags=[5], folder=folder)
+        for _ in range(30):
+            train(model, optimizer, 1, size=24)
+            schedule.step()
+        tracker.detach()
+    finally:
+        os.chdir(here)
+    return witness, tracker, sink
+
+
+NAME = "layer2.0.conv1.weight"
+KEY = "layer2.0.conv1"
+
+
+def test_all_convolutions_of_the_network_are_tracked(real: tuple[Witness, smdtrack.Tracker, MemorySink]) -> None:
+    _, tracker, _ = real
+    model = create_model("test_resnet")
+    convolutions = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert {weight.name for weight in tracker.selection.weights} == convolutions
+
+
+def test_angle_norm_and_gradient_equal_float64(real: tuple[Witness, smdtrack.Tracker, MemorySink]) -> None:
+    witness, tracker, _ = real
+    run = read_run(tracker.folder)
+    assert run.steps.tolist() == list(range(1, 31))
+    for weight in run.info.weights:
+        for family, reference in (
+            ("angle", witness.angle), ("norm", witness.norm), ("grad", witness.effective_gradient)
+        ):  # fmt: skip
+            steps, values = run.series(f"{family}/{weight.key}")
+            expected = [reference(weight.name, step) for step in steps.tolist()]
+            np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-12, err_msg=f"{family} {weight.key}")
+
+
+def test_the_equilibrium_line_is_heavy_ball_s(real: tuple[Witness, smdtrack.Tracker, MemorySink]) -> None:
+    witness, tracker, _ = real
+    steps, line = read_run(tracker.folder).series(f"angle_eq/{KEY}")
+    rates = [witness.steps[step - 1].hyper_parameters[NAME]["lr"] for step in steps.tolist()]
+    assert len({round(rate, 9) for rate in rates}) == 30
+    np.testing.assert_allclose(line, [math.sqrt(2 * rate * 0.001 / 1.9) for rate in rates], rtol=1e-9)
+
+
+def test_the_drift_corrected_line_is_theory_at_the_measured_drift(
+    real: tuple[Witness, smdtrack.Tracker, MemorySink],
+) -> None:
+    witness, tracker, _ = real
+    steps, line = read_run(tracker.folder).series(f"angle_pred/{KEY}")
+    assert steps.tolist() == list(range(2, 31))
+    for step in range(12, 31):
+        rate = witness.steps[step - 1].hyper_parameters[NAME]["lr"]
+        # H = 1/(1-a), S = 1/(1-a^2): R = (1+a)/(1-a) = 19 and gamma = lr wd / (1-a), to first order in gamma; the
+        # drift is that of the last ten samples.
+        growth = 2 * math.log(witness.norm(NAME, step) / witness.norm(NAME, step - 10)) / 10
+        pull = 2 * rate * 0.001 / 0.1
+        assert line[step - 2] ** 2 == pytest.approx(max(0.0, pull + growth) / 19, abs=0.05 * pull / 19)
+
+
+def test_the_equilibrium_norm_is_where_angle_and_line_meet(
+    real: tuple[Witness, smdtrack.Tracker, MemorySink],
+) -> None:
+    witness, tracker, _ = real
+    run = read_run(tracker.folder)
+    column = [weight.key for weight in run.info.weights].index(KEY)
+    angles = np.array([witness.angle(NAME, step) for step in range(1, 31)])
+    rate = witness.steps[-1].hyper_parameters[NAME]["lr"]
+    turn = math.sqrt(np.mean(angles[-10:] ** 2))
+    expected = witness.norm(NAME, 30) * (turn / math.sqrt(2 * rate * 0.001 / 1.9)) ** 0.5
+    assert run.values["norm_eq"][-1, column] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_angle_over_a_lag_is_from_its_first_step_to_its_last(
+    real: tuple[Witness, smdtrack.Tracker, MemorySink],
+) -> None:
+    witness, tracker, _ = real
+    steps, values = read_run(tracker.folder).series(f"angle_k5/{KEY}")
+    assert steps.tolist() == [5, 10, 15, 20, 25, 30]
+    np.testing.assert_allclose(values, [witness.angle(NAME, step, lag=5) for step in steps.tolist()], rtol=1e-6)
+
+
+def test_the_ratios_are_quantiles_of_measured_over_line(real: tuple[Witness, smdtrack.Tracker, MemorySink]) -> None:
+    witness, tracker, sink = real
+    names = [weight.name for weight in tracker.selection.weights]
+    for step, value in sink.series("smd/angle_ratio_p50"):
+        rate = witness.steps[step - 1].hyper_parameters[NAME]["lr"]
+        ratios = [witness.angle(name, step) / math.sqrt(2 * rate * 0.001 / 1.9) for name in names]
+        assert value == pytest.approx(np.median(ratios), rel=1e-6)
+    for step, value in sink.series("smd/orthogonality"):
+        with np.errstate(invalid="ignore"):
+            assert value == pytest.approx(np.nanmax([witness.cosine(name, step) for name in names]), rel=1e-2, abs=1e-8)
+
+
+@pytest.mark.parametrize(("model", "drop_path"), [("resnet18", 0.3)])
+def test_training_is_the_same_bits_with_and_without(model: str, drop_path: float) -> None:
+    def final(watched: bool) -> dict[str, object]:
+        seed_everything(3)
+        network = create_model(model, num_classes=5, drop_rate=0.2, drop_path_rate=drop_path)
+        optimizer = sgd(network)
+        tracker = None
+        if watched:
+            tracker = smdtrack.watch(network, optimizer, every=2, sinks=["local"], lags=[2])
+        train(network, optimizer, 4, size=32)
+        if tracker is not None:
+            tracker.detach()
+            assert len(tracker.selection.weights) == 20
+            assert tracker.summary() is not None
+        return everything(network, [optimizer])
+
+    assert_same_bits(final(watched=False), final(watched=True))
+
+
+def test_the_test_of_bits_sees_one_bit() -> None:
+    weights = torch.ones(3)
+    other = weights.clone()
+    other.view(torch.int32)[1] ^= 1
+    with pytest.raises(AssertionError):
+        assert_same_bits({"weights": weights}, {"weights": other})
+
+
+def test_watching_again_returns_the_tracker_that_is_there() -> None:
+    model = tiny()
+    optimizer = sgd(model)
+    tracker = smdtrack.watch(model, optimizer, sinks=["local"])
+    assert smdtrack.watch(model, optimizer, every=3) is tracker
+    tracker.detach()
+    other = smdtrack.watch(model, optimizer, sinks=["local"])
+    assert other is not tracker
+    other.detach()
+
+
+def test_as_a_context_manager_it_ends_with_the_status_of_the_block() -> None:
+    model = tiny()
+    optimizer = sgd(model)
+    with smdtrack.watch(model, optimizer, every=1, sinks=["local"]) as tracker:
+        train(model, optimizer, 2)
+    assert read_run(tracker.folder).status == "finished"
+    for error, status in ((ZeroDivisionError, "failed"), (KeyboardInterrupt, "interrupted")):
+        tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"])
+        with pytest.raises(error), tracker:
+            raise_in_training(model, optimizer, error)
+        assert read_run(tracker.folder).status == status
+
+
+def test_detach_takes_the_hooks_out_and_records_no_more() -> None:
+    from torch.optim import optimizer as torch_optimizer
+
+    before = len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
+    model = tiny()
+    optimizer = sgd(model)
+    tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"])
+    train(model, optimizer, 2)
+    tracker.detach()
+    tracker.detach()
+    train(model, optimizer, 3)
+    assert read_run(tracker.folder).steps.tolist() == [1, 2]
+    after = len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
+    assert after == before
+
+
+def test_summary_ends_the_tracking_and_has_a_row_per_weight() -> None:
+    model = tiny()
+    optimizer = sgd(model)
+    tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"])
+    train(model, optimizer, 6)
+    summary = tracker.summary()
+    assert summary is not None
+    assert [row.key for row in summary.weights] == ["0", "3"]
+    train(model, optimizer, 1)
+    assert read_run(tracker.folder).steps.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_include_and_exclude_choose_weights() -> None:
+    model = tiny()
+    optimizer = sgd(model)
+    with smdtrack.watch(model, optimizer, include=["3.*"], sinks=["local"]) as tracker:
+        assert [weight.name for weight in tracker.selection.weights] == ["3.weight"]
+    with smdtrack.watch(model, optimizer, exclude=["3.*"], sinks=["local"]) as tracker:
+        assert [weight.name for weight in tracker.selection.weights] == ["0.weight"]
+
+
+@pytest.mark.parametrize(
+    ("every", "warmup", "expected"),
+    [(4, 0, [4, 8, 12]), (5, 3, [1, 2, 3, 5, 10]), (lambda step: step in (2, 7, 11), 0, [2, 7, 11])],
+)
+def test_schedules(every: object, warmup: int, expected: list[int]) -> None:
+    model = tiny()
+    optimizer = sgd(model)
+    with smdtrack.watch(model, optimizer, every=every, warmup_samples=warmup, sinks=["local"]) as tracker:
+        train(model, optimizer, 12)
+    assert read_run(tracker.folder).steps.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"every": 0}, "every=0"),
+        ({"every": 2.5}, "every=2.5"),
+        ({"every": "10"}, "every='10'"),
+        ({"warmup_samples": -1}, "warmup_samples=-1"),
+        ({"lags": [1]}, "lags: 1"),
+        ({"lags": ["5"]}, "lags: '5'"),
+        ({"include": ["conv*"]}, "include 'conv*' matches no scale-invariant weight; there are 0.weight, 3.weight"),
+        ({"exclude": ["8.weight"]}, "exclude '8.weight'"),
+        ({"sinks": ["mlfow"]}, "no sink 'mlfow' (did you mean 'mlflow'?)"),
+    ],
+)
+def test_wrong_arguments_are_said_in_one_line(options: dict[str, object], said: str) -> None:
+    model = tiny()
+    with pytest.raises(smdtrack.SmdtrackError) as error:
+        smdtrack.watch(model, sgd(model), **{"sinks": ["local"], **options})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    model = tiny()
+    with pytest.raises(smdtrack.SmdtrackError, match="cannot write the local record"):
+        smdtrack.watch(model, sgd(model), folder=tmp_path / "file" / "below", sinks=["local"])
+
+
+def test_a_schedule_that_raises_costs_the_tracking_and_one_warning() -> None:
+    def schedule(step: int) -> bool:
+        return step < 3 or bool(1 / 0)
+
+    model = tiny()
+    optimizer = sgd(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with smdtrack.watch(model, optimizer, every=schedule, sinks=["local"]) as tracker:
+            train(model, optimizer, 6)
+    assert [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning] == [
+        "measuring stopped at step 3 (ZeroDivisionError: division by zero); training goes on"
+    ]
+    assert read_run(tracker.folder).steps.tolist() == [1, 2]
