@@ -52,7 +52,7 @@ def rescale_factor(line: Line, drop: float) -> float:
     """What to multiply ||w|| by when the learning rate is divided by `drop`, to stand on the new line at once.
 
     Derived here: at equilibrium ||w||^(2(1+p)) goes as lr^2/gamma, hence as lr: `drop^(-1/(2(1+p)))`, which is
-    drop^(-1/4) for SGD (Wan et al., 2006.08419, section 5) and drop^(-1/2) for AdamW; 1 under a corrected decay
+    drop^(-1/4) for SGD (Wan et al., 2006.08419) and drop^(-1/2) for AdamW; 1 under a corrected decay
     (gamma ~ lr^2) has to be asked for as such.
     """
     if line.norm_exponent is None or line.norm_exponent <= -1 or drop <= 0:

@@ -33,7 +33,7 @@ def _belief(state: State, group: Group) -> Tensor:
 
 
 def _rectified(state: State, group: Group) -> Tensor:
-    """torch RAdam: denom / rect, rect as in Liu et al., 1908.03265, eq. 4 (1 while the variance is not tractable)."""
+    """torch RAdam: denom / rect, rect as in Liu et al., 1908.03265 (1 while the variance is not tractable)."""
     beta2, step = group["betas"][1], float(state["step"])
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * beta2**step / (1 - beta2**step)

@@ -9,7 +9,7 @@ from smdtrack.theory.motion import DERIVED, WHITE, Motion, no_line
 from smdtrack.theory.settings import Setting, as_float
 from smdtrack.theory.updates import Updates
 
-KOSSON = "Kosson, Messmer, Jaggi: Rotational Equilibrium, 2305.17212, eq. 11 (ICML 2024)"
+KOSSON = "Kosson, Messmer, Jaggi: Rotational Equilibrium, 2305.17212 (ICML 2024)"
 SLOW_MOMENT = "second moment slow against the first, and fast against the norm"
 FORMULA_AVERAGE = "2 lr wd (1-b1)/(1+b1)"
 FORMULA_STATE = "2 gamma/R, gamma = lr wd H <w^2/denom>/<w^2>"

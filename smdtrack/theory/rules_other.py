@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from smdtrack.theory import rules_adam, rules_sgd, rules_trust
+from smdtrack.theory import rules_adam, rules_sgd
 from smdtrack.theory import updates as up
 from smdtrack.theory.calibration import CannotRunError, calibrated, probe
 from smdtrack.theory.motion import WHITE, Motion, no_line
@@ -146,9 +146,3 @@ def unknown(setting: Setting) -> Motion:
         kind="approximate", formula="2 gamma / R, both measured on white noise", source=CALIBRATED,
         assumptions=(WHITE, "an optimizer without a rule of its own: calibrated"),
     )
-
-
-__all__ = [
-    "adadelta", "approximate", "bnb_adam", "bnb_ademamix", "bnb_sgd", "cautious", "fused_adam", "fused_novograd",
-    "kron", "madgrad", "muon", "rules_trust", "unknown",
-]

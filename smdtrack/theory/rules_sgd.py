@@ -7,7 +7,7 @@ from smdtrack.theory.motion import DERIVED, WHITE, Motion
 from smdtrack.theory.settings import Setting
 from smdtrack.theory.updates import Updates
 
-WAN = "Wan, Zhu, Zhang, Sun: Spherical Motion Dynamics, 2006.08419, theorem 1 (dampening: derived here)"
+WAN = "Wan, Zhu, Zhang, Sun: Spherical Motion Dynamics, 2006.08419 (dampening: derived here)"
 ANY_GRADIENT = "exact for any autocorrelation of the gradients"
 SLOW_SCHEDULE = "learning rate changes slowly against 1/(1 - momentum) steps"
 

@@ -7,7 +7,7 @@ from smdtrack.theory import updates as up
 from smdtrack.theory.motion import WHITE, Motion
 from smdtrack.theory.rules_adam import adam
 from smdtrack.theory.rules_sgd import response, sgd
-from smdtrack.theory.settings import Setting, as_float
+from smdtrack.theory.settings import Setting
 
 DERIVED = "derived here (a chord of length lr ||w||)"
 
@@ -77,10 +77,3 @@ def lars(setting: Setting) -> Motion:
         formula="Delta = tc lr sqrt(S)/(1+q), q(1+q) = lr tc H/2", assumptions=(WHITE,),
         source="derived here (trust ratio before decay and momentum)",
     )
-
-
-def fused_lamb(setting: Setting) -> Motion:
-    """apex FusedLAMB: as LAMB (read, not run)."""
-    angle = 2 * math.asin(min(1.0, as_float(setting.group["lr"]) / 2))
-    motion = lamb(setting)
-    return replace(motion, kind="approximate", fixed_angle=angle if motion.trust else None)
