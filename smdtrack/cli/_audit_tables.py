@@ -54,7 +54,8 @@ def headline(audit: Audit) -> str:
 
 def print_stages(console: Console, audit: Audit) -> None:
     """A row per stage."""
-    table = Table(title=f"{escape(audit.model)}: scale-invariant parameters by stage", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    title = f"{escape(audit.model)}: scale-invariant parameters by stage"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
     for heading in ("size", "share", *VERDICTS):
         table.add_column(heading, justify="right", no_wrap=True)

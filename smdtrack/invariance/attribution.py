@@ -57,7 +57,7 @@ class FrozenVariance(DoublePrecision):
         def enter(module: nn.Module, _: Any) -> None:
             # What activation checkpointing computes again in the backward pass runs outside of every mode.
             if not torch._C._is_torch_function_mode_enabled():
-                self.__enter__()
+                self.__enter__()  # type: ignore[no-untyped-call]
                 self._entered_at.append(len(self._stack))
             self._stack.append((name, module))
 
@@ -68,7 +68,7 @@ class FrozenVariance(DoublePrecision):
             self._stack.pop()
         if self._entered_at and self._entered_at[-1] == len(self._stack):
             self._entered_at.pop()
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.batch_norm:

@@ -113,8 +113,12 @@ class Bench:
                     continue
                 values = real(parameter)
                 slender = parameter.numel() == max(parameter.shape, default=1)
-                if name not in self._initial and (slender or bool((values == values.flatten()[0]).all())):
-                    self._initial[name] = values.clone() if slender else values.flatten()[0].clone()
+                first, last = values[(0,) * values.dim()], values[(-1,) * values.dim()]
+                if slender and name not in self._initial:
+                    self._initial[name] = values.clone()
+                # Nearly every tensor that is not constant differs in its last element already.
+                elif name not in self._initial and last == first and bool((values == first).all()):
+                    self._initial[name] = first.clone()
                 if name in self._initial:
                     spread = amplitude if slender else (parameter.shape[0] / parameter.numel()) ** 0.5
                     stretch = 1 + amplitude * (2 * self._rand(values.shape) - 1)

@@ -82,7 +82,8 @@ def private_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, dic
     for module in model.modules():
         for key in _HOOKS:
             store = module.__dict__.get(key)
-            if store:
+            # Empty ones too: thousands of dicts that deepcopy need not look into.
+            if store is not None:
                 memo[id(store)] = OrderedDict(
                     (handle, copy.deepcopy(hook, {}))
                     for handle, hook in store.items()

@@ -24,6 +24,7 @@ from smdtrack.invariance.verdicts import Audit, Cause, Scope, Verdict, Weight
 from smdtrack.notices import SmdtrackError
 
 ZERO_ENERGY = 1e-10
+FAINT_ENERGY = 1e-7
 INVARIANT_COSINE = ORTHOGONAL
 RADIAL_COSINE = 1e-5
 UNCHANGED = 1e-6
@@ -251,7 +252,8 @@ def _propose(findings: dict[str, _Finding]) -> None:
             finding.evidence["proposed"] = "silent"
         elif finding.cosine < INVARIANT_COSINE:
             finding.evidence["proposed"] = finding.verdict = "invariant"
-        elif finding.cosine > RADIAL_COSINE:
+        # Of a one-tap filter that is nearly zero, the eps that is left shows as a faint radial gradient.
+        elif finding.cosine > RADIAL_COSINE and finding.energy > FAINT_ENERGY:
             finding.evidence["proposed"] = finding.verdict = "not"
         else:
             finding.evidence["proposed"] = "doubtful"
@@ -322,7 +324,7 @@ def _judge_alone(bench: Bench, base: Tensor, name: str, finding: _Finding) -> No
     flipped = bench.deviation(base, [name], lambda _, value: -value)
     elements = bench.deviation(base, [name], bench.element_factors)
     finding.evidence["alone"] = {"anything": anything, "k=2.3": scaled, "k=-1": flipped, "elements": elements}
-    if anything <= UNTOUCHED and flipped <= UNTOUCHED:
+    if anything <= UNTOUCHED and flipped <= UNTOUCHED and finding.energy <= ZERO_ENERGY:
         finding.verdict = "null"
     elif elements <= limit:
         finding.verdict = "degenerate"

@@ -6,22 +6,22 @@ For `conv -> BN` the remainder is known per channel `c`:
     <w_c, g_c> = eps / (var_c + eps) * gamma_c * dL/dgamma_c
 
 Derived here: with `x_c = <w_c, patch> (+ bias)` and `y_c = gamma_c xhat_c + beta_c`, scaling `w_c` by `k` turns
-`xhat_c = (x_c - mean_c) / sqrt(var_c + eps)` into `k (x_c - mean_c) / sqrt(k^2 var_c + eps)`, whose derivative at
-`k = 1` is `xhat_c eps / (var_c + eps)`; and `dL/dgamma_c = sum <dL/dy_c, xhat_c>`. A bias of the convolution and what lies
-behind the batch norm do not enter. Where `var_c` is of the order of eps (starnet) the remainder is several
-per cent of `||w_c|| ||g_c||`; subtracting it leaves float32 rounding.
+`xhat_c = (x_c - mean_c) / sqrt(var_c + eps)` into `k (x_c - mean_c) / sqrt(k^2 var_c + eps)`, whose derivative at `k
+= 1` is `xhat_c eps / (var_c + eps)`; and `dL/dgamma_c = sum <dL/dy_c, xhat_c>`. A bias of the convolution and what
+lies behind the batch norm do not enter. Where `var_c` is of the order of eps (starnet) the remainder is several per
+cent of `||w_c|| ||g_c||`; subtracting it leaves float32 rounding.
 
 All functions are pure functions of tensors, computed in float64 on their device, without a host synchronisation.
 
 What a caller that sees only the two hooks of an optimizer has to supply:
 
-* `weight`, `grad`, `gamma`, `gamma_grad` from the *pre*-hook: the values with which the gradients were computed. The step
-  changes gamma. Loss scaling, averaging over processes and clipping by the global norm multiply both gradients alike
-  and cancel in the residual; clipping per tensor (AGC) does not.
-* `variance`, the biased variance of the batch that gave the gradients. No hook of the optimizer sees it; from a copy of
-  `running_var` taken after the step before (one forward pass earlier) `batch_variance` recovers it exactly. After several
-  forward passes (accumulation, a validation pass in training mode) it cannot, and neither does the identity hold
-  for their sum with one variance.
+* `weight`, `grad`, `gamma`, `gamma_grad` from the *pre*-hook: the values with which the gradients were computed. The
+  step changes gamma. Loss scaling, averaging over processes and clipping by the global norm multiply both gradients
+  alike and cancel in the residual; clipping per tensor (AGC) does not.
+* `variance`, the biased variance of the batch that gave the gradients. No hook of the optimizer sees it; from a copy
+  of `running_var` taken after the step before (one forward pass earlier) `batch_variance` recovers it,
+  up to the rounding of `running_var` over `momentum`. After several forward passes (accumulation, a validation pass in training mode) it cannot, and neither does the identity
+  hold for their sum with one variance.
 * `running_var` itself is the fall-back: it is an unbiased average over about `1 / momentum` batches. With a relative
   error `d` of the variance the correction is off by `d eps / (var + eps)` times `gamma dL/dgamma`: harmless where
   `var >> eps`, wrong in the first hundred steps, when `running_var` still remembers its initial 1.

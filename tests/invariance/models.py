@@ -3,6 +3,7 @@
 from typing import Any
 
 # fmt: off
+# ruff: noqa: E501
 TINY: list[tuple[str, dict[str, Any], int]] = [
     ("test_resnet", {}, 48),
     ("test_byobnet", {}, 48),

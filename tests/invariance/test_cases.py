@@ -146,8 +146,16 @@ def test_a_kernel_that_sees_one_tap_becomes_ordinary_at_a_larger_input():
     assert verdicts(model, (8, 6, 6))["0.weight"].verdict == "invariant"
 
 
+def test_a_tap_that_is_nearly_zero_is_degenerate_although_the_rest_of_eps_shows():
+    model = nn.Sequential(conv(8, 8, 3, groups=8, padding=1), nn.BatchNorm2d(8), tail())
+    with torch.no_grad():
+        model[0].weight[2, 0, 1, 1] = 1e-5
+    assert audit(model, input_size=(8, 1, 1))["0.weight"].verdict == "degenerate"
+
+
 def test_degenerate_and_null_tensors_of_one_model_are_told_apart():
-    model = nn.Sequential(conv(8, 8, 1, groups=8, bias=True), nn.BatchNorm2d(8), nn.Tanh(), conv(8, 8, bias=True), tail())
+    one_tap = conv(8, 8, 1, groups=8, bias=True)
+    model = nn.Sequential(one_tap, nn.BatchNorm2d(8), nn.Tanh(), conv(8, 8, bias=True), tail())
     found = {weight.name: weight.verdict for weight in verdicts(model, (8, 6, 6)).weights}
     assert (found["0.weight"], found["0.bias"], found["3.weight"], found["3.bias"]) == (
         "degenerate",
@@ -205,9 +213,10 @@ def test_a_residual_or_a_gate_before_bn_destroys_it_and_a_gate_after_is_harmless
 
     residual = Net(lambda m, x: m.tail(m.bn(x + m.a(x))), a=conv(8, padding=1), bn=nn.BatchNorm2d(8), tail=tail())
     assert verdicts(residual, (8, 8, 8)).invariant == ()
-    before = Net(lambda m, x: m.tail(m.bn(gate(m, m.a(x)))), a=conv(), se=conv(8, 8, 1), bn=nn.BatchNorm2d(8), tail=tail())
+    parts = {"a": conv(), "se": conv(8, 8, 1), "bn": nn.BatchNorm2d(8), "tail": tail()}
+    before = Net(lambda m, x: m.tail(m.bn(gate(m, m.a(x)))), **parts)
     assert verdicts(before)["a.weight"].verdict == "not"
-    after = Net(lambda m, x: m.tail(gate(m, m.bn(m.a(x)))), a=conv(), se=conv(8, 8, 1), bn=nn.BatchNorm2d(8), tail=tail())
+    after = Net(lambda m, x: m.tail(gate(m, m.bn(m.a(x)))), **parts)
     assert verdicts(after)["a.weight"].verdict == "invariant"
 
 
