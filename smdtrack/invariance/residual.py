@@ -20,8 +20,8 @@ What a caller that sees only the two hooks of an optimizer has to supply:
   alike and cancel in the residual; clipping per tensor (AGC) does not.
 * `variance`, the biased variance of the batch that gave the gradients. No hook of the optimizer sees it; from a copy
   of `running_var` taken after the step before (one forward pass earlier) `batch_variance` recovers it,
-  up to the rounding of `running_var` over `momentum`. After several forward passes (accumulation, a validation pass in training mode) it cannot, and neither does the identity
-  hold for their sum with one variance.
+  up to the rounding of `running_var` over `momentum`. After several forward passes (accumulation, a validation pass
+  in training mode) it cannot, and neither does the identity hold for their sum with one variance.
 * `running_var` itself is the fall-back: it is an unbiased average over about `1 / momentum` batches. With a relative
   error `d` of the variance the correction is off by `d eps / (var + eps)` times `gamma dL/dgamma`: harmless where
   `var >> eps`, wrong in the first hundred steps, when `running_var` still remembers its initial 1.

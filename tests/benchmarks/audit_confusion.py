@@ -35,7 +35,8 @@ def cosines_at_init(model, size, dtype):
 
 def naive(model, size):
     """float64, the real eps, the initial point, `|cos| < 1e-4`."""
-    return {name for name, cosine in cosines_at_init(model, size, torch.float64).items() if cosine is not None and cosine < 1e-4}
+    cosines = cosines_at_init(model, size, torch.float64)
+    return {name for name, cosine in cosines.items() if cosine is not None and cosine < 1e-4}
 
 
 def adamp(model, size):
