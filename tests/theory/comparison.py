@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import timm.optim.kron
+import torch
 
 from smdtrack.theory import Line
 from tests.theory.cases import Case
@@ -60,6 +61,8 @@ def uncompile(kron) -> None:
 def compare(case: Case, seed: int = 0) -> Row:
     """Simulates a case and sets it against its line."""
     began = time.perf_counter()
+    # Kron draws from the global generator
+    torch.manual_seed(seed)
     simulation = Simulation(build(case), case.shape, norm=case.norm, seed=seed)
     at_equilibrium(simulation)
     simulation.run(case.settle, sample=0)
