@@ -7,7 +7,7 @@ from smdtrack.notices import SmdtrackError, SmdtrackWarning
 if TYPE_CHECKING:
     from smdtrack.invariance import audit
     from smdtrack.record import read_run
-    from smdtrack.theory import reference
+    from smdtrack.theory import reference, rescale_weight_norms
     from smdtrack.tracking import Tracker, watch
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "audit",
     "read_run",
     "reference",
+    "rescale_weight_norms",
     "watch",
 ]
 
@@ -29,6 +30,7 @@ _HOMES = {
     "audit": "smdtrack.invariance",
     "read_run": "smdtrack.record",
     "reference": "smdtrack.theory",
+    "rescale_weight_norms": "smdtrack.theory",
     "watch": "smdtrack.tracking",
 }
 

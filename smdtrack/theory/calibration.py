@@ -14,6 +14,7 @@ Unknown optimizers are probed further for how decay, gradient scale and weight s
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -102,7 +103,16 @@ def _stand_in(shape: tuple[int, ...] | None) -> tuple[int, ...]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """The caller's random numbers, gradient mode and default type stay as they are; compilation is left out."""
+    """The caller's random numbers, gradient mode and default type stay as they are; compilation is left out.
+
+    Random numbers and compilation belong to the whole process. Beside a training that runs on, as on a writer thread
+    after a hyper-parameter has changed in mid-run, borrowing them would change its bits.
+
+    Raises:
+        CannotRunError: Off the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise CannotRunError("its hyper-parameters changed in mid-run, and nothing is run beside a training")
     compiling = getattr(torch.compiler, "set_stance", None)
     stance = compiling("force_eager") if compiling is not None else None
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():

@@ -1,12 +1,12 @@
 """Calibration against closed forms, and what it leaves alone."""
 
-import time
+import threading
 
 import pytest
 import torch
 from timm.optim import create_optimizer_v2
 
-from smdtrack.theory import calibration
+from smdtrack.theory import calibration, identify
 from smdtrack.theory import updates as up
 from smdtrack.theory.calibration import calibrated
 
@@ -20,9 +20,7 @@ def made(name, **arguments):
 ])
 def test_a_run_finds_the_memory_that_theory_gives(name, expected):
     optimizer = made(name)
-    began = time.process_time()
     found = calibrated(optimizer, optimizer.param_groups[0])
-    assert time.process_time() - began < 10
     assert found.memory == pytest.approx(expected.memory, rel=0.015)
     assert found.autocorrelation[1] == pytest.approx(float(expected.autocorrelation[1]), abs=0.01)
 
@@ -51,3 +49,18 @@ def test_it_runs_once_per_class_and_hyper_parameters(monkeypatch):
     first = calibrated(optimizer, optimizer.param_groups[0])
     monkeypatch.setattr(calibration, "_calibrate", lambda *_: pytest.fail("ran again"))
     assert calibrated(made("cadamc", betas=(0.8, 0.99)), optimizer.param_groups[0]) is first
+
+
+def test_nothing_is_run_beside_a_training():
+    """A writer thread that calibrates would draw from, and reset, the random numbers of the training thread."""
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+    optimizer = create_optimizer_v2([weight], "cadamw", lr=1e-3, weight_decay=0.1, betas=(0.87, 0.98))
+    family = identify(optimizer)
+    found = []
+    state = torch.get_rng_state()
+    thread = threading.Thread(target=lambda: found.append(family.line(optimizer.param_groups[0], (8, 8))))
+    thread.start()
+    thread.join()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found[0].kind == "none"
+    assert "beside a training" in found[0].reason
