@@ -113,23 +113,37 @@ class Family:
         self._lines: dict[tuple[Any, ...], Line] = {}
         self._tensor_values: dict[int, tuple[int, float]] = {}
 
-    def line(self, group: Mapping[str, Any], shape: tuple[int, ...], *, state_factor: float | None = None) -> Line:
+    def line(
+            self, group: Mapping[str, Any], shape: tuple[int, ...], *,
+            state_factor: float | None = None, alignment: float | None = None,
+    ) -> Line:
         """The line of a weight of this shape under the group's present hyper-parameters.
 
         Args:
             group: a parameter group of the optimizer (`lr_scale` is already in its lr).
             shape: of the weight.
             state_factor: the value of `Family.state_factor`, where the family has one.
+            alignment: `<u, b>/|u|^2` of update and momentum buffer, means over several steps, where
+                `Family.momentum_entry` names the buffer.
         """
         key = self._hyper_parameters(group, tuple(shape))
-        if state_factor is None:
+        if state_factor is None and alignment is None:
             line = self._lines.get(key)
             if line is None:
                 line = self._lines[key] = line_of(self._motion(key, group, shape))
                 if len(self._lines) > 4096:
                     self._lines.clear()
             return line
-        return line_of(self._motion(key, group, shape), state_factor)
+        return line_of(self._motion(key, group, shape), state_factor, alignment)
+
+    def momentum_entry(self, group: Mapping[str, Any]) -> str | None:
+        """Name of the state's momentum buffer where the line gets exact by it (coupled Nesterov SGD), else None.
+
+        What is wanted of it is `<d, b>`, d the weight's change of the step and b the buffer after it, since
+        `<u, b>/|u|^2 = -lr <d, b>/<d, d>`.
+        """
+        nesterov = self._class == "torch.SGD" and group.get("nesterov") and group.get("weight_decay")
+        return "momentum_buffer" if nesterov and not self._lookahead else None
 
     def state_factor(self, parameter: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
         """`<w^2/denom>/<w^2>` on the weight's device where weight decay passes through the state, else None.

@@ -3,12 +3,11 @@
 import math
 
 from smdtrack.theory import updates as up
-from smdtrack.theory.motion import DERIVED, WHITE, Motion
+from smdtrack.theory.motion import ANY_GRADIENT, DERIVED, WHITE, Motion
 from smdtrack.theory.settings import Setting
 from smdtrack.theory.updates import Updates
 
 WAN = "Wan, Zhu, Zhang, Sun: Spherical Motion Dynamics, 2006.08419 (dampening: derived here)"
-ANY_GRADIENT = "exact for any autocorrelation of the gradients"
 SLOW_SCHEDULE = "learning rate changes slowly against 1/(1 - momentum) steps"
 
 
@@ -26,7 +25,8 @@ def sgd(setting: Setting) -> Motion:
     """torch.optim.SGD: decay inside the gradient, gamma = lr wd H.
 
     Heavy-ball: Delta^2 = 2 lr wd (1 - tau)/(1 + a). Nesterov, which is what timm's `sgd` means: Delta^2 = 2 lr wd F(a),
-    F = [(1-a)(1+a)^3 + a^4]/(1+a) = .7063 at a = .9, with white gradients.
+    F = [(1-a)(1+a)^3 + a^4]/(1+a) = .7063 at a = .9, with white gradients; with the momentum buffer at hand
+    2 lr wd / [(1-a) + 2 a^2 <u,b>/|u|^2], with any gradients.
     """
     updates, name = response(setting)
     nesterov = setting.momentum != 0 and setting.flag("nesterov")
@@ -34,6 +34,7 @@ def sgd(setting: Setting) -> Motion:
     return Motion(
         name, updates, step_size=setting.lr, decay=setting.lr * setting.weight_decay * updates.gain,
         norm_exponent=1.0, filtered_decay=True, formula=formula,
+        nesterov_momentum=setting.momentum if nesterov else None,
         source=DERIVED if nesterov else WAN,
         assumptions=(WHITE if nesterov else ANY_GRADIENT, SLOW_SCHEDULE),
     )
