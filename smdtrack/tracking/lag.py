@@ -20,25 +20,39 @@ class Lag:
         self.steps = steps
         self._probe = Probe(width)
         self._weights: Mapping[int, Tensor] = {}
+        self._began_at: int | None = None
         self._ends_at: int | None = None
         self._reading: Reading | None = None
 
+    def open(self, step: int) -> None:
+        """Opens a window before a sampled step, if none is open: what follows from the schedule alone."""
+        if self._ends_at is None:
+            self._began_at, self._ends_at = step, step + self.steps - 1
+
     def begin(self, step: int, weights: Mapping[int, Tensor]) -> None:
-        """Begins a window before a sampled step, if none is open.
+        """Takes the weights from before the window that was opened at this step.
 
         Args:
             weights: By column, whole or sharded; the same tensors are read again at the window's end.
         """
-        if self._ends_at is None:
+        if step == self._began_at:
             self._weights = weights
             self._probe.begin({column: local(weight) for column, weight in weights.items()})
-            self._ends_at = step + self.steps - 1
+
+    def ends(self, step: int) -> bool:
+        """Whether the open window ends with this step."""
+        return step == self._ends_at
 
     def end(self, step: int, reduce: Reduce | None) -> None:
         """Ends the window after its last step."""
-        if step == self._ends_at:
+        if self.ends(step):
+            self._ends_at = None
             now = {column: local(weight) for column, weight in self._weights.items()}
             self._reading = self._probe.end(now, reduce=reduce)
+
+    def skip(self, step: int) -> None:
+        """Ends the window after its last step without measuring."""
+        if self.ends(step):
             self._ends_at = None
 
     def take(self) -> Reading | None:
@@ -50,4 +64,3 @@ class Lag:
         """Lets go of all memory."""
         self._probe.release()
         self._weights = {}
-        self._ends_at = None

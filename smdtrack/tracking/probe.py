@@ -80,30 +80,31 @@ class Probe:
         self._columns: dict[torch.device, list[int]] = {}
 
     @torch.no_grad()
-    def begin(self, weights: Mapping[int, Tensor]) -> None:
-        """Copies the weights and sums their squares.
+    def begin(
+            self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor] | None = None,
+            scale: Tensor | None = None,
+    ) -> None:
+        """Copies the weights and sums over them and their gradients.
 
         Args:
             weights: By column, those to measure this time, on one device or several; never written to.
+            gradients: By column, where they are known; without one a weight has zeros.
+            scale: What a loss scaler has multiplied them with.
         """
         self._columns = {}
         for column, weight in weights.items():
             self._columns.setdefault(weight.device, []).append(column)
         for device, columns in self._columns.items():
             bench = self._benches.setdefault(device, sums.bench_for(device))
-            bench.begin({column: weights[column].detach() for column in columns})
+            there = {column: gradients[column].detach() for column in columns if gradients and column in gradients}
+            bench.begin({column: weights[column].detach() for column in columns}, there, scale)
 
     @torch.no_grad()
-    def read_gradients(self, gradients: Mapping[int, Tensor], scale: Tensor | None = None) -> None:
-        """Sums over the gradients as they are now.
-
-        Args:
-            gradients: By column; a weight without one has zeros.
-            scale: What a loss scaler has multiplied them with.
-        """
+    def read_gradients(self, gradients: Mapping[int, Tensor]) -> None:
+        """Sums over gradients that were not known at the beginning: those of a closure."""
         for device, columns in self._columns.items():
             there = {column: gradients[column].detach() for column in columns if column in gradients}
-            self._benches[device].read_gradients(there, scale)
+            self._benches[device].read_gradients(there, None)
 
     @torch.no_grad()
     def end(

@@ -17,6 +17,7 @@ from smdtrack.notices import SmdtrackError
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
           "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
+_CONTENTS = ("_parameters", "_buffers", "_modules")
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -59,11 +60,15 @@ class ShardSum:
 
     The table that travels has always the same shape, so that a process in which measuring has failed can take its part
     with NaN: were it to stay away, the others would wait for it, or take the training's next collective for it.
+
+    Attributes:
+        calls: So many tables have been added up.
     """
 
     ROWS = 6
 
     def __init__(self, group: Any, width: int) -> None:
+        self.calls = 0
         self._group = group
         self._width = width
 
@@ -71,6 +76,7 @@ class ShardSum:
         """Returns the summed table of the same shape."""
         whole = torch.zeros(self.ROWS, self._width, dtype=torch.float64, device=table.device)
         whole[: table.shape[0], list(columns)] = table
+        self.calls += 1
         dist.all_reduce(whole, group=self._group)
         return whole[: table.shape[0], list(columns)]
 
@@ -118,6 +124,11 @@ def unsharded_copy(model: nn.Module) -> nn.Module:
         for key in _HOOKS:
             if module.__dict__.get(key):
                 memo[id(module.__dict__[key])] = type(module.__dict__[key])()
+        for key, value in module.__dict__.items():
+            # What fully_shard notes of a module: process groups, which cannot be copied.
+            entries = value.values() if isinstance(value, dict) and key not in _CONTENTS else ()
+            if any(type(entry).__module__.startswith("torch.distributed") for entry in entries):
+                memo[id(value)] = {}
     for parameter in model.parameters():
         full = parameter.full_tensor() if is_dtensor(parameter) else parameter  # type: ignore[attr-defined]
         memo[id(parameter)] = nn.Parameter(full.detach().clone(), requires_grad=parameter.requires_grad)

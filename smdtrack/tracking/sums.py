@@ -1,15 +1,26 @@
 """The inner products of a step, in float64: chunk by chunk in the cache on the CPU, by fused kernels elsewhere."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smdtrack.geometry import dot, flat_pair
+from smdtrack.geometry import dot, flat, flat_pair
 
-#: Elements that one pass keeps in a core's cache; their products are summed in fp32, and those sums in float64.
-CHUNK = 32768
+#: Elements whose products are summed in fp32, and those sums in float64. BLAS uses further threads above 10000, which
+#: would cost more than they bring.
+ROW = 8192
+#: Rows of a block, which stays in a core's cache while it is worked on.
+ROWS = 8
+#: More threads than these find the memory's bandwidth taken.
+MOST_THREADS = 4
+#: Elements below which it does not pay to wake another thread.
+WORTH_THREADS = 200_000
 #: Elements of the weights whose change is held at a time where there is no cache to speak of.
 BATCH = 8_000_000
 #: Where more than this share of a change is radial, fp32 sums leave too little of the rest: it is summed again.
@@ -21,8 +32,10 @@ Row = list[Tensor]
 class Bench(Protocol):
     """Keeps the weights from before a step, by column."""
 
-    def begin(self, weights: Mapping[int, Tensor]) -> None:
-        """Copies weights of one device and sums their squares."""
+    def begin(
+            self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor], scale: Tensor | None,
+    ) -> None:
+        """Copies weights of one device, sums their squares, and reads the gradients that there are."""
 
     def read_gradients(self, gradients: Mapping[int, Tensor], scale: Tensor | None) -> None:
         """Sums over the gradients of weights given to `begin`."""
@@ -51,19 +64,39 @@ class _Copies:
 
 
 class CpuBench:
-    """Copies and multiplies each chunk while it is in the cache: each array is read from memory once."""
+    """Copies and multiplies a block of each array while it is in the cache: each is read from memory once.
+
+    By numpy, on views of the tensors' memory: a call of it costs a fifth of one of torch's, and there are many.
+    """
 
     def __init__(self) -> None:
         self._copies = _Copies()
         self._before: dict[int, Tensor] = {}
-        self._squared: dict[int, Tensor] = {}
-        self._gradient: dict[int, tuple[Tensor, Tensor]] = {}
+        self._squared: dict[int, float] = {}
+        self._gradient: dict[int, tuple[float, float]] = {}
 
-    def begin(self, weights: Mapping[int, Tensor]) -> None:
+    def begin(
+            self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor], scale: Tensor | None,
+    ) -> None:
         """See `Bench`."""
         self._gradient = {}
         self._before = {column: self._copies.for_(column, weight) for column, weight in weights.items()}
-        self._squared = {column: _copied(weight, self._before[column]) for column, weight in weights.items()}
+        inverse = 1.0 if scale is None else 1.0 / float(scale)
+        later = {}
+
+        def copy(column: int) -> None:
+            weight, before, gradient = weights[column], self._before[column], gradients.get(column)
+            if gradient is not None and _alike(weight, before, gradient):
+                self._squared[column], along, squared = _copied_and_read(weight, before, gradient)
+                self._gradient[column] = (along * inverse, squared * inverse * inverse)
+                return
+            before.copy_(weight)
+            self._squared[column] = _along_and_squared(before, before)[1]
+            if gradient is not None:
+                later[column] = gradient
+
+        _for_each(copy, weights)
+        self.read_gradients(later, scale)
 
     def read_gradients(self, gradients: Mapping[int, Tensor], scale: Tensor | None) -> None:
         """See `Bench`."""
@@ -74,65 +107,120 @@ class CpuBench:
 
     def end(self, weights: Mapping[int, Tensor]) -> list[Row]:
         """See `Bench`."""
-        zero = torch.zeros((), dtype=torch.float64)
-        rows: list[Row] = [[], [], [], [], []]
-        for column, weight in weights.items():
-            along, squared = self._gradient.get(column, (zero, zero))
-            moments = _changed(weight, self._before[column], self._squared[column])
-            for row, cell in zip(rows, (moments[0], along, squared, *moments[1:]), strict=True):
-                row.append(cell)
-        return rows
+        table = np.zeros((5, len(weights)))
+        places = {column: place for place, column in enumerate(weights)}
+
+        def compare(column: int) -> None:
+            moments = _changed(weights[column], self._before[column], self._squared[column])
+            table[:, places[column]] = (moments[0], *self._gradient.get(column, (0.0, 0.0)), *moments[1:])
+
+        _for_each(compare, weights)
+        return [list(row) for row in torch.from_numpy(table)]
 
 
-def _copied(weight: Tensor, into: Tensor) -> Tensor:
-    source, target = flat_pair(weight, into)
-    if weight.dtype != torch.float32 or source.numel() <= CHUNK:
-        target.copy_(source)
-        return dot(source, source)
-    sums = []
-    for chunk, place in zip(torch.split(source, CHUNK), torch.split(target, CHUNK), strict=True):
-        place.copy_(chunk)
-        sums.append(torch.dot(chunk, chunk))
-    return torch.stack(sums).sum(dtype=torch.float64)
+def _for_each(work: Callable[[int], None], weights: Mapping[int, Tensor]) -> None:
+    """Works on all columns, on as many threads as torch may use: numpy lets others run while it works on a block."""
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    if threads == 1 or sum(weight.numel() for weight in weights.values()) < WORTH_THREADS:
+        for column in weights:
+            work(column)
+        return
+    shares: list[list[int]] = [[] for _ in range(threads)]
+    loads = [0] * threads
+    for column in sorted(weights, key=lambda column: -weights[column].numel()):
+        least = loads.index(min(loads))
+        shares[least].append(column)
+        loads[least] += weights[column].numel()
+
+    @torch.no_grad()
+    def work_on(columns: Sequence[int]) -> None:
+        for column in columns:
+            work(column)
+
+    others = [_pool().submit(work_on, share) for share in shares[1:]]
+    try:
+        work_on(shares[0])
+    finally:
+        for other in others:
+            other.result()
 
 
-def _along_and_squared(weight: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MOST_THREADS - 1, thread_name_prefix="smdtrack-sums")
+
+
+# A forked child has the pool but not its threads, and would wait for them for ever.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _alike(*tensors: Tensor) -> bool:
+    return all(tensor.dtype == torch.float32 and tensor.stride() == tensors[0].stride() for tensor in tensors)
+
+
+def _copied_and_read(weight: Tensor, into: Tensor, gradient: Tensor) -> tuple[float, float, float]:
+    """Copies the weight and returns `<w, w>`, `<w, g>`, `<g, g>`."""
+    (w, w_rest), (copy, copy_rest), (g, g_rest) = (_rows(flat(tensor)) for tensor in (weight, into, gradient))
+    np.copyto(copy_rest, w_rest)
+    sums = np.empty((3, len(w)), dtype=np.float32)
+    for start in range(0, len(w), ROWS):
+        stop = start + ROWS
+        weights, gradients = w[start:stop], g[start:stop]
+        np.copyto(copy[start:stop], weights)
+        _row_dots(weights, weights, out=sums[0, start:stop])
+        _row_dots(weights, gradients, out=sums[1, start:stop])
+        _row_dots(gradients, gradients, out=sums[2, start:stop])
+    squared, along, squared_gradient = sums.sum(1, dtype=np.float64).tolist()
+    return (squared + float(np.dot(w_rest, w_rest)), along + float(np.dot(w_rest, g_rest)),
+            squared_gradient + float(np.dot(g_rest, g_rest)))  # fmt: skip
+
+
+def _along_and_squared(weight: Tensor, vector: Tensor) -> tuple[float, float]:
     left, right = flat_pair(weight, vector)
-    if left.dtype != torch.float32 or right.dtype != torch.float32 or left.numel() <= CHUNK:
-        return dot(left, right), dot(right, right)
-    along, squared = [], []
-    for one, other in zip(torch.split(left, CHUNK), torch.split(right, CHUNK), strict=True):
-        along.append(torch.dot(one, other))
-        squared.append(torch.dot(other, other))
-    return torch.stack(along).sum(dtype=torch.float64), torch.stack(squared).sum(dtype=torch.float64)
+    return float(dot(left, right)), float(dot(right, right))
 
 
-def _changed(weight: Tensor, before: Tensor, weight_squared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _changed(weight: Tensor, before: Tensor, weight_squared: float) -> tuple[float, float, float]:
     """Returns `<w, w>`, `<w, d>`, `<d, d>` with `d = weight - before`."""
     now, old = flat_pair(weight, before)
-    if weight.dtype == torch.float32:
-        along, squared = [], []
-        room = torch.empty(min(CHUNK, now.numel()), dtype=torch.float32)
-        for new, place in zip(torch.split(now, CHUNK), torch.split(old, CHUNK), strict=True):
-            change = torch.sub(new, place, out=room[: new.numel()])
-            along.append(torch.dot(place, change))
-            squared.append(torch.dot(change, change))
-        weight_change = torch.stack(along).sum(dtype=torch.float64)
-        change_squared = torch.stack(squared).sum(dtype=torch.float64)
-        total = float(weight_squared * change_squared)
-        if total == 0 or float(weight_change) ** 2 <= RADIAL_SHARE * total:
-            return weight_squared, weight_change, change_squared
+    if weight.dtype != torch.float32 or before.dtype != torch.float32:
+        return _changed_exactly(now, old)
+    (new, new_rest), (w, w_rest) = _rows(now), _rows(old)
+    d_rest = new_rest - w_rest
+    sums = np.empty((2, len(w)), dtype=np.float32)
+    room = np.empty((min(ROWS, len(w)), ROW), dtype=np.float32)
+    for start in range(0, len(w), ROWS):
+        stop = start + ROWS
+        weights = w[start:stop]
+        change = np.subtract(new[start:stop], weights, out=room[: len(weights)])
+        _row_dots(weights, change, out=sums[0, start:stop])
+        _row_dots(change, change, out=sums[1, start:stop])
+    along, squared = sums.sum(1, dtype=np.float64).tolist()
+    along, squared = along + float(np.dot(w_rest, d_rest)), squared + float(np.dot(d_rest, d_rest))
+    if along * along <= RADIAL_SHARE * weight_squared * squared:
+        return weight_squared, along, squared
     return _changed_exactly(now, old)
 
 
-def _changed_exactly(now: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In float64 throughout, a chunk at a time: for low precisions, and for changes that are nearly all radial."""
+def _changed_exactly(now: Tensor, old: Tensor) -> tuple[float, float, float]:
+    """In float64 throughout, a part at a time: for low precisions, and for changes that are nearly all radial."""
     result = torch.zeros(3, dtype=torch.float64)
-    for new, place in zip(torch.split(now, CHUNK), torch.split(old, CHUNK), strict=True):
+    for new, place in zip(torch.split(now, ROWS * ROW), torch.split(old, ROWS * ROW), strict=True):
         wide = place.double()
         change = new.double() - wide
         result += torch.stack([torch.dot(wide, wide), torch.dot(wide, change), torch.dot(change, change)])
-    return result[0], result[1], result[2]
+    return float(result[0]), float(result[1]), float(result[2])
+
+
+def _rows(tensor: Tensor) -> tuple[Any, Any]:
+    """Views of a flat fp32 tensor's memory: (rows, ROW), and the rest as (elements,)."""
+    array = tensor.numpy()
+    whole = array.size // ROW * ROW
+    return array[:whole].reshape(-1, ROW), array[whole:]
+
+
+# numpy before 2.0 has no vecdot.
+_row_dots: Any = getattr(np, "vecdot", None) or functools.partial(np.einsum, "ij,ij->i")
 
 
 class KernelBench:
@@ -148,12 +236,15 @@ class KernelBench:
         self._squared: Row = []
         self._gradient: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def begin(self, weights: Mapping[int, Tensor]) -> None:
+    def begin(
+            self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor], scale: Tensor | None,
+    ) -> None:
         """See `Bench`."""
         self._gradient = {}
         self._before = {column: self._copies.for_(column, weight) for column, weight in weights.items()}
         torch._foreach_copy_(list(self._before.values()), list(weights.values()), non_blocking=True)
         self._squared = _squares(list(weights.values()))
+        self.read_gradients(gradients, scale)
 
     def read_gradients(self, gradients: Mapping[int, Tensor], scale: Tensor | None) -> None:
         """See `Bench`."""

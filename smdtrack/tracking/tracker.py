@@ -66,6 +66,7 @@ class Tracker:
         self._step = steps_before
         self._recorded_to = 0
         self._sampled: dict[int, Tensor] = {}
+        self._due = False
         self._writer: Writer | None = None
         self._closed = False
         self._stopped = False
@@ -145,29 +146,35 @@ class Tracker:
         """Counts the step; on a sampled one copies the weights and reads the gradients."""
         if optimizer is not self._optimizer or self._closed:
             return
-        self._sampled = {}
+        self._sampled, self._due = {}, False
         try:
             if self._step is None:
                 self._step = self._steps_before()
             self._step += 1
-            if self._stopped or not self._schedule(self._step) or self._step <= self._recorded_to:
+            if not self._schedule(self._step) or self._step <= self._recorded_to:
+                return
+            self._due = True
+            if self._stopped:
+                self._open_windows(self._step)
                 return
             if self._info is not None and self._writer is None:
                 self._start_writing(self._info)
             self._look_at_groups(optimizer)
             columns = self._columns_that_move(has_closure)
             if not columns:
+                self._due = False
                 return
+            self._open_windows(self._step)
             self._groups = [hyper_parameters(group) for group in optimizer.param_groups]
             weights = {column: self._source(column) for column in columns}
             for lag in self._lags:
                 lag.begin(self._step, weights)
             parts = {column: local(weight) for column, weight in weights.items()}
-            self._probe.begin(parts)
+            # A closure's gradients come to be inside the step.
+            gradients = {} if has_closure else self._gradients(columns)
+            self._probe.begin(parts, gradients, getattr(optimizer, "grad_scale", None))
             self._traces: dict[int, tuple[Tensor, Tensor]] = {}
-            if not has_closure:  # a closure's gradients come to be inside the step
-                self._probe.read_gradients(self._gradients(columns), getattr(optimizer, "grad_scale", None))
-                self._look_for_clipping(parts)
+            self._look_for_clipping(parts, gradients)
             self._sampled = weights
         except Exception as error:
             self._give_up(error)
@@ -176,11 +183,13 @@ class Tracker:
         """On a sampled step measures the change and hands it to the writer."""
         if optimizer is not self._optimizer or self._closed:
             return
+        assert self._step is not None
+        owed = self._due + sum(lag.ends(self._step) for lag in self._lags)
         if self._stopped:
-            self._abstain()
+            self._abstain(owed)
             return
+        summed = self._reduce.calls if self._reduce is not None else 0
         try:
-            assert self._step is not None
             for lag in self._lags:
                 lag.end(self._step, self._reduce)
             weights, self._sampled = self._sampled, {}
@@ -201,7 +210,7 @@ class Tracker:
                 floors=[floor_of(weights.get(column, parameter)) for column, parameter in enumerate(self._parameters)],
                 extra=names,
                 sharded=self._reduce is not None,
-                has_gradients_of_the_step=not has_closure,
+                has_gradients_of_the_step=not has_closure or _evaluates_once(optimizer),
                 skipped=found_inf.detach().clone() if found_inf is not None else None,
                 lags={lag.steps: reading for lag in self._lags if (reading := lag.take()) is not None},
             )
@@ -209,7 +218,7 @@ class Tracker:
                 self._writer.submit(measurement)
         except Exception as error:
             self._give_up(error)
-            self._abstain()
+            self._abstain(owed - (self._reduce.calls if self._reduce is not None else 0) + summed)
 
     # What is measured.
 
@@ -238,13 +247,13 @@ class Tracker:
             if group is not None and (parameter.grad is not None or (has_closure and parameter.requires_grad))
         ]  # fmt: skip
 
-    def _look_for_clipping(self, weights: Mapping[int, Tensor]) -> None:
+    def _look_for_clipping(self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor]) -> None:
         if self._reduce is not None:  # filters are cut across shards
             return
         if self._clip_columns is None:
             self._clip_columns = clipping.watched_columns(weights)
         for column in self._clip_columns:
-            gradient = self._parameters[column].grad
+            gradient = gradients.get(column)
             if column in weights and gradient is not None and gradient.dtype == torch.float32:
                 self._traces[column] = clipping.traces(weights[column].detach(), gradient.detach())
 
@@ -338,16 +347,24 @@ class Tracker:
     def _give_up(self, error: Exception) -> None:
         notify(f"measuring stopped at step {self._step} ({type(error).__name__}: {error}); training goes on")
         self._stopped = True
+        if self._due and self._step is not None:
+            self._open_windows(self._step)
         if self._reduce is None:
             remove_listener(self)
         self._release()
 
-    def _abstain(self) -> None:
-        """After a fault here the other processes still sum over shards: take part with nothing."""
+    def _open_windows(self, step: int) -> None:
+        for lag in self._lags:
+            lag.open(step)
+
+    def _abstain(self, tables: int) -> None:
+        """After a fault here the other processes still sum over shards: takes its part in so many sums with nothing."""
         if self._reduce is None or self._step is None:
             return
         try:
-            if self._schedule(self._step) and self._step > self._recorded_to:
+            for lag in self._lags:
+                lag.skip(self._step)
+            for _ in range(tables):
                 self._reduce.abstain(local(self._parameters[0]).device)
         except Exception:
             self._closed = True
@@ -356,6 +373,12 @@ class Tracker:
         self._probe.release()
         for lag in self._lags:
             lag.release()
+
+
+def _evaluates_once(optimizer: Optimizer) -> bool:
+    """Whether a closure's gradients are those at the weights before the step: Lightning steps with one always."""
+    known = type(optimizer).__module__.split(".")[0] in ("torch", "timm")
+    return known and not isinstance(optimizer, torch.optim.LBFGS)
 
 
 def rank() -> int:

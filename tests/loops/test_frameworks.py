@@ -1,0 +1,129 @@
+"""Loops that are other people's: Lightning and Accelerate, wrapped unchanged."""
+
+import importlib
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from smdtrack.launch import Outcome, run_script
+from smdtrack.record import read_run
+from smdtrack.tracking import Options
+from tests.tracking.witness import Witness, seed_everything
+
+pytestmark = pytest.mark.slow
+
+NETWORK = """
+import torch, witnesses
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
+        nn.Conv2d(8, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    )
+
+def loader():
+    return DataLoader(TensorDataset(torch.randn(96, 3, 10, 10), torch.randint(0, 5, (96,))), batch_size=8)
+
+torch.manual_seed(0)
+"""
+
+LIGHTNING = """
+import lightning
+
+class Classifier(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = network()
+    def training_step(self, batch, index):
+        return F.cross_entropy(self.model(batch[0]), batch[1])
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        witnesses.attach(self.model, optimizer)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+classifier = Classifier()
+trainer = lightning.Trainer(
+    max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False, accumulate_grad_batches=2, gradient_clip_val=1.0,
+)
+trainer.fit(classifier, loader())
+model = classifier.model
+"""
+
+ACCELERATE = """
+from accelerate import Accelerator
+
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision="bf16")
+model = network()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+witnesses.attach(model, optimizer)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 6)
+prepared, optimizer, batches, scheduler = accelerator.prepare(model, optimizer, loader(), scheduler)
+for _ in range(2):
+    for images, labels in batches:
+        with accelerator.accumulate(prepared):
+            accelerator.backward(F.cross_entropy(prepared(images), labels))
+            accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+"""
+
+
+def needs(package: str) -> None:
+    """Without the package there is nothing to test, except in CI, which must have it."""
+    if os.environ.get("CI"):
+        importlib.import_module(package)
+    else:
+        pytest.importorskip(package)
+
+
+def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[list[Witness], Any, Outcome | None]:
+    """Runs a script, under the launcher or as it is: what was seen, the weights at the end."""
+    seen: list[Witness] = []
+    monkeypatch.setitem(sys.modules, "witnesses", type(sys)("witnesses"))
+    sys.modules["witnesses"].attach = lambda *pair: seen.append(Witness(*pair))  # type: ignore[attr-defined]
+    text = NETWORK + textwrap.dedent(script) + "\ntorch.save([model.state_dict(), torch.get_rng_state()], 'end.pt')\n"
+    seed_everything(0)
+    outcome = None
+    if wrapped:
+        Path("script.py").write_text(text)
+        outcome = run_script("script.py", [], Options(every=1, sinks=["local"]))
+        assert outcome.exit_code == 0
+    else:
+        exec(compile(text, "script", "exec"), {"__name__": "__main__"})
+    return seen, torch.load("end.pt"), outcome
+
+
+@pytest.mark.parametrize(("package", "script"), [("lightning", LIGHTNING), ("accelerate", ACCELERATE)])
+def test_the_record_equals_float64_and_training_is_unchanged(
+    package: str, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(package)
+    _, alone, _ = ended(script, monkeypatch, wrapped=False)
+    (witness,), watched, outcome = ended(script, monkeypatch, wrapped=True)
+    assert all(torch.equal(alone[0][key], watched[0][key]) for key in alone[0])
+    assert torch.equal(alone[1], watched[1])
+    assert outcome is not None
+    (tracker,) = outcome.trackers
+    run = read_run(tracker.folder)
+    assert [weight.name for weight in run.info.weights] == ["0.weight", "4.weight"]
+    assert len(witness.steps) == 12
+    assert run.steps.tolist() == list(range(1, 13))
+    for index, weight in enumerate(run.info.weights):
+        for family, reference in (("angle", witness.angle), ("norm", witness.norm)):
+            expected = [reference(weight.name, step) for step in range(1, 13)]
+            np.testing.assert_allclose(run.values[family][:, index], expected, rtol=1e-6)
+    rates = [step.hyper_parameters["0.weight"]["lr"] for step in witness.steps]
+    assert len(set(rates)) > 1
+    np.testing.assert_allclose(run.values["angle_eq"][:, 0], [(2 * r * 1e-3 / 1.9) ** 0.5 for r in rates], rtol=1e-3)

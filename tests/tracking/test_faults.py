@@ -1,0 +1,178 @@
+"""A fault in each part of the tracker: one warning, and training that ends in the same bits."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import smdtrack
+from smdtrack.record import read_run
+from smdtrack.record.store import LocalStore
+from smdtrack.sinks import writer as writer_module
+from smdtrack.sinks.memory import MemorySink
+from smdtrack.theory import Family
+from smdtrack.tracking import sums
+from smdtrack.tracking.assembly import Assembler
+from smdtrack.tracking.probe import Probe
+from smdtrack.tracking.tracker import Tracker
+from tests.tracking.test_tracker import sgd, tiny, train
+from tests.tracking.witness import assert_same_bits, everything, seed_everything
+
+STEPS = 9
+
+
+class Broken(RuntimeError):
+    """What the faults raise."""
+
+
+def raising(*args: Any, **kwargs: Any) -> Any:
+    raise Broken("injected")
+
+
+def after(calls: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Works a few times, then raises."""
+    count = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return original(*args, **kwargs) if count <= calls else raising()
+
+    return call
+
+
+class BadSink(MemorySink):
+    """Raises in one of its methods."""
+
+    name = "bad"
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        setattr(self, method, raising)
+
+
+def final(watched: bool, **options: Any) -> tuple[dict[str, Any], list[str], Tracker | None]:
+    seed_everything(4)
+    model = tiny()
+    optimizer = sgd(model)
+    tracker = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if watched:
+            tracker = smdtrack.watch(model, optimizer, **{"every": 1, "sinks": ["local"], **options})
+        train(model, optimizer, STEPS)
+        if tracker is not None:
+            tracker.detach()
+    said = [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
+    return everything(model, [optimizer]), said, tracker
+
+
+def assert_one_warning_and_the_same_bits(said: str, **options: Any) -> Tracker:
+    without, _, _ = final(watched=False)
+    with_fault, messages, tracker = final(watched=True, **options)
+    assert_same_bits(without, with_fault)
+    assert len(messages) == 1, messages
+    assert said in messages[0]
+    assert tracker is not None
+    return tracker
+
+
+@pytest.mark.parametrize("part", ["begin", "end"])
+@pytest.mark.parametrize("calls", [0, 4])
+def test_the_probe(part: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Probe, part, after(calls, getattr(Probe, part)))
+    tracker = assert_one_warning_and_the_same_bits("injected")
+    if calls:
+        assert read_run(tracker.folder).steps.tolist() == list(range(1, calls + 1))
+
+
+def test_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums.CpuBench, "end", raising)
+    assert_one_warning_and_the_same_bits("measuring stopped at step 1 (Broken: injected); training goes on")
+
+
+def test_the_theory_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first calls describe the run when watching begins; those on the writer thread fail.
+    monkeypatch.setattr(Family, "line", after(2, Family.line))
+    assert_one_warning_and_the_same_bits("injected")
+
+
+def test_the_state_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Family, "state_factor", raising)
+    assert_one_warning_and_the_same_bits("measuring stopped at step 1")
+
+
+def test_the_assembly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Assembler, "_sample", after(3, Assembler._sample))
+    tracker = assert_one_warning_and_the_same_bits("a sample could not be put together")
+    assert read_run(tracker.folder).steps.tolist() == [1, 2, 3]
+
+
+def test_a_queue_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "CAPACITY", 1)
+    original = Assembler._sample
+
+    def slow(self: Assembler, measurement: Any) -> Any:
+        import time
+
+        time.sleep(0.5)
+        return original(self, measurement)
+
+    monkeypatch.setattr(Assembler, "_sample", slow)
+    tracker = assert_one_warning_and_the_same_bits("samples were dropped")
+    assert 0 < len(read_run(tracker.folder).steps) < STEPS
+
+
+def test_the_writer_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smdtrack.tracking.tracker.Writer", raising)
+    assert_one_warning_and_the_same_bits("measuring stopped at step 1")
+
+
+def test_the_local_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalStore, "append", raising)
+    sink = MemorySink()
+    tracker = assert_one_warning_and_the_same_bits("the local record in", sinks=[sink])
+    assert len(sink.series("angle/0")) == STEPS
+    assert len(read_run(tracker.folder).steps) == 0
+
+
+@pytest.mark.parametrize("method", ["bind", "start", "write", "finish", "where"])
+def test_a_sink(method: str) -> None:
+    good = MemorySink()
+    without, _, _ = final(watched=False)
+    with_fault, messages, tracker = final(watched=True, sinks=[BadSink(method), good])
+    assert_same_bits(without, with_fault)
+    assert messages[0].startswith("bad")
+    # At the end it is said once more that a sink which failed throughout did not get everything.
+    assert len(messages) <= 2
+    assert tracker is not None
+    assert read_run(tracker.folder).steps.tolist() == list(range(1, STEPS + 1))
+    assert len(good.series("angle/0")) == STEPS
+    assert good.status == "finished"
+
+
+def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
+    class Sparse(torch.optim.SGD):
+        """Makes a gradient sparse before its step."""
+
+    def ending(watched: bool) -> tuple[dict[str, Any], list[str]]:
+        seed_everything(4)
+        model = tiny()
+        optimizer = Sparse(model.parameters(), lr=0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
+            for _ in range(3):
+                torch.nn.functional.cross_entropy(model(torch.randn(8, 3, 12, 12)), torch.zeros(8).long()).backward()
+                model[0].weight.grad = model[0].weight.grad.to_sparse()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if tracker is not None:
+                tracker.detach()
+        return everything(model, [optimizer]), [str(w.message) for w in caught]
+
+    (without, _), (with_smdtrack, messages) = ending(False), ending(True)
+    assert_same_bits(without, with_smdtrack)
+    assert sum("measuring stopped" in message for message in messages) == 1
