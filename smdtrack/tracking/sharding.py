@@ -65,7 +65,7 @@ class ShardSum:
         calls: So many tables have been added up.
     """
 
-    ROWS = 6
+    ROWS = 8
 
     def __init__(self, group: Any, width: int) -> None:
         self.calls = 0

@@ -15,8 +15,8 @@ from smdtrack.geometry import dot, flat, flat_pair
 #: Elements whose products are summed in fp32, and those sums in float64. BLAS uses further threads above 10000, which
 #: would cost more than they bring.
 ROW = 8192
-#: Rows of a block, which stays in a core's cache while it is worked on.
-ROWS = 8
+#: Rows of a block, which stays in the cache while it is worked on (1 MiB).
+ROWS = 32
 #: More threads than these find the memory's bandwidth taken.
 MOST_THREADS = 4
 #: Elements below which it does not pay to wake another thread.
