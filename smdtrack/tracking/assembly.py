@@ -19,6 +19,8 @@ from smdtrack.tracking.probe import Moments, Reading
 
 #: A floor worth telling of: that of fp32 (1e-6) lies far below any angle at which training goes on.
 _TOLD_FLOOR = 1e-4
+#: Update and momentum buffer are aligned by what the gradients' correlation makes of them, which changes slowly.
+_ALIGNMENT_SAMPLES = 5 * ROLLING_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Measurement:
         group_of: Per weight the index of its group; None for one that the optimizer does not hold.
         family: Whose lines the weights have.
         floors: Per weight the angle under which its storage allows no reading.
-        extra: `state_factor`, `tied_elements`, `tied_filters`.
+        extra: `state_factor`, `change_along_momentum`, `tied_elements`, `tied_filters`.
         sharded: Whether the table was added up over processes: a state factor is then times the squared norm.
         has_gradients_of_the_step: False where a closure made them inside the step, at weights that are not known.
         skipped: 1 on the device where a fused step was skipped for an overflow.
@@ -64,6 +66,7 @@ class Assembler:
         self._sizes = np.array([float(np.prod(weight.shape)) for weight in weights])
         self._norms: deque[tuple[int, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
         self._recent: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
+        self._momentum: deque[tuple[Floats, Floats]] = deque(maxlen=_ALIGNMENT_SAMPLES)
         self._clipping: Clipping | None = None
         self._told: set[str] = set()
 
@@ -85,7 +88,8 @@ class Assembler:
         norm_before = np.sqrt(moments.weight_squared)
         norm = np.sqrt(moments.weight_squared + 2 * moments.weight_change + moments.change_squared)
         gradient = np.where(moments.gradient_squared > 0, np.sqrt(moments.gradient_squared) * norm_before, np.nan)
-        lines = self._lines(measurement, moments, extra.get("state_factor"))
+        alignment = self._alignment(measurement, moments, extra.get("change_along_momentum"))
+        lines = self._lines(measurement, moments, extra.get("state_factor"), alignment)
         self._look_for_clipping(extra)
         angle_eq = _column(None if line is None else line.angular_update for line in lines)
         if self._clipping == "adaptive":
@@ -149,7 +153,24 @@ class Assembler:
             self._told.add(message)
             notify(message)
 
-    def _lines(self, measurement: Measurement, moments: Moments, factors: Floats | None) -> list[Line | None]:
+    def _alignment(self, measurement: Measurement, moments: Moments, along: Floats | None) -> Floats:
+        """`<u, b>/|u|^2` of update and momentum buffer, of means over the last samples; NaN where it is not known.
+
+        With the change `d = -lr u` of a step it is `-lr <d, b>/<d, d>`.
+        """
+        if along is None:
+            return np.full_like(moments.change_squared, np.nan)
+        rates = np.array([
+            np.nan if group is None else float(measurement.groups[group]["lr"]) for group in measurement.group_of
+        ])  # fmt: skip
+        self._momentum.append((-along / rates, moments.change_squared / rates**2))
+        update_buffer, update_squared = (np.mean(rows, axis=0) for rows in zip(*self._momentum, strict=True))
+        result: Floats = update_buffer / update_squared
+        return result
+
+    def _lines(
+            self, measurement: Measurement, moments: Moments, factors: Floats | None, alignment: Floats,
+    ) -> list[Line | None]:
         groups = [numbers_of(group) for group in measurement.groups]
         lines: list[Line | None] = []
         for index, (weight, group) in enumerate(zip(self._weights, measurement.group_of, strict=True)):
@@ -159,7 +180,11 @@ class Assembler:
             if group is None:
                 lines.append(None)
             else:
-                lines.append(measurement.family.line(groups[group], weight.shape, state_factor=factor))
+                lines.append(
+                    measurement.family.line(
+                        groups[group], weight.shape, state_factor=factor, alignment=_or_none(alignment[index])
+                    )
+                )
         return lines
 
     def _forget_across_a_jump(self, angle_eq: Floats) -> None:

@@ -107,6 +107,20 @@ class Probe:
             self._benches[device].read_gradients(there, None)
 
     @torch.no_grad()
+    def change_along(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Returns `<d, v>` of the change since `begin`, 0-d float64 on the weight's device; call it before `end`.
+
+        Args:
+            weights: As they are now, by column.
+            vectors: Of the weights' shapes, by column; those of weights that were not in `begin` are passed over.
+        """
+        found: dict[int, Tensor] = {}
+        for device, columns in self._columns.items():
+            there = {column: vectors[column] for column in columns if column in vectors}
+            found |= self._benches[device].change_along({column: weights[column] for column in there}, there)
+        return found
+
+    @torch.no_grad()
     def end(
             self, weights: Mapping[int, Tensor], extra: Sequence[Mapping[int, Tensor]] = (),
             reduce: Reduce | None = None,

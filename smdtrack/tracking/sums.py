@@ -40,6 +40,9 @@ class Bench(Protocol):
     def read_gradients(self, gradients: Mapping[int, Tensor], scale: Tensor | None) -> None:
         """Sums over the gradients of weights given to `begin`."""
 
+    def change_along(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Returns `<d, v>` of weights given to `begin`, 0-d float64; v of the weight's shape."""
+
     def end(self, weights: Mapping[int, Tensor]) -> list[Row]:
         """Returns `<w, w>`, `<w, g>`, `<g, g>`, `<w, d>`, `<d, d>`: 0-d float64 tensors in the order of `begin`."""
 
@@ -104,6 +107,10 @@ class CpuBench:
         for column, gradient in gradients.items():
             along, squared = _along_and_squared(self._before[column], gradient)
             self._gradient[column] = (along * inverse, squared * inverse * inverse)
+
+    def change_along(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """See `Bench`."""
+        return _change_along(weights, self._before, vectors)
 
     def end(self, weights: Mapping[int, Tensor]) -> list[Row]:
         """See `Bench`."""
@@ -262,6 +269,10 @@ class KernelBench:
         if inverse is not None:
             self._gradient = {c: (a * inverse, s * inverse * inverse) for c, (a, s) in self._gradient.items()}
 
+    def change_along(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """See `Bench`."""
+        return _change_along(weights, self._before, vectors)
+
     def end(self, weights: Mapping[int, Tensor]) -> list[Row]:
         """See `Bench`."""
         columns = list(weights)
@@ -275,6 +286,13 @@ class KernelBench:
         squared = [change_squared[column] for column in columns]
         along = [(new - old - d) / 2 for new, old, d in zip(after, self._squared, squared, strict=True)]
         return [self._squared, [pair[0] for pair in gradient], [pair[1] for pair in gradient], along, squared]
+
+
+def _change_along(
+        weights: Mapping[int, Tensor], before: Mapping[int, Tensor], vectors: Mapping[int, Tensor],
+) -> dict[int, Tensor]:
+    """By subtraction of two inner products: exact enough for a quotient wanted to a part in a thousand."""
+    return {column: dot(weights[column], vector) - dot(before[column], vector) for column, vector in vectors.items()}
 
 
 def _squares(tensors: Sequence[Tensor]) -> Row:

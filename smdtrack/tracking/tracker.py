@@ -199,7 +199,7 @@ class Tracker:
                 return
             if has_closure:
                 self._probe.read_gradients(self._gradients(columns))
-            names, extra = self._extra_rows(optimizer, columns)
+            names, extra = self._extra_rows(optimizer, weights)
             found_inf = getattr(optimizer, "found_inf", None)
             measurement = Measurement(
                 step=self._step,
@@ -260,14 +260,20 @@ class Tracker:
             if column in weights and gradient is not None and gradient.dtype == torch.float32:
                 self._traces[column] = clipping.traces(weights[column].detach(), gradient.detach())
 
-    def _extra_rows(self, optimizer: Optimizer, columns: list[int]) -> tuple[list[str], list[dict[int, Tensor]]]:
+    def _extra_rows(
+            self, optimizer: Optimizer, weights: Mapping[int, Tensor],
+    ) -> tuple[list[str], list[dict[int, Tensor]]]:
         """Rows below the moments: what lines need from the optimizer's state, and traces of clipping."""
         names: list[str] = []
         rows: list[dict[int, Tensor]] = []
-        factors = self._state_factors(optimizer, columns)
+        factors = self._state_factors(optimizer, list(weights))
         if factors:
             names.append("state_factor")
             rows.append(factors)
+        along = self._change_along_momentum(optimizer, weights)
+        if along:
+            names.append("change_along_momentum")
+            rows.append(along)
         if self._traces:
             names += ["tied_elements", "tied_filters"]
             rows += [{column: pair[index] for column, pair in self._traces.items()} for index in range(2)]
@@ -289,6 +295,16 @@ class Tracker:
                 whole = 1.0 if self._reduce is None else part.detach().double().square().sum()
                 factors[column] = factor * whole if part.numel() else torch.zeros((), device=part.device)
         return factors
+
+    def _change_along_momentum(self, optimizer: Optimizer, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """By column, `<d, b>` with the momentum buffer, for lines that get exact by it; shards add up."""
+        state, buffers = state_of(optimizer), {}
+        for column in weights:
+            entry = self._family.momentum_entry(optimizer.param_groups[self._group_of[column] or 0])
+            buffer = state.get(self._parameters[column], {}).get(entry) if entry is not None else None
+            if isinstance(buffer, Tensor):
+                buffers[column] = local(buffer)
+        return self._probe.change_along({c: local(weights[c]).detach() for c in buffers}, buffers) if buffers else {}
 
     # Beginning and end.
 
