@@ -29,7 +29,7 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
 @click.option("--sink", "sinks", multiple=True, type=click.Choice(["mlflow", "wandb", "local"]),
               help="Tracker to send to; may be given several times. Default: mlflow, and the script's own W&B run if "
                    "it has one. local: the local record only, which is always written.")  # fmt: skip
-@click.option("--every", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
+@click.option("--every", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
               help="A sample every N optimizer steps.")  # fmt: skip
 @click.option("--warmup-samples", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Sample each of the first N steps too.")  # fmt: skip

@@ -20,7 +20,7 @@ class Options:
         SmdtrackError: If a number is out of range or a sink is unknown.
     """
 
-    every: int | Schedule = 10
+    every: int | Schedule = 5
     warmup_samples: int = 0
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()

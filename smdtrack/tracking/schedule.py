@@ -20,7 +20,7 @@ class EverySteps:
         SmdtrackError: If `every` is below 1 or `warmup_samples` below 0.
     """
 
-    every: int = 10
+    every: int = 5
     warmup_samples: int = 0
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ def watch(
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        every: int | Schedule = 10,
+        every: int | Schedule = 5,
         warmup_samples: int = 0,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),

@@ -91,7 +91,7 @@ def test_the_default_sends_to_mlflow_and_says_how_to_look(tmp_path, script):
 
 def test_a_tracker_that_cannot_be_reached_is_one_line_and_costs_nothing(tmp_path, script):
     started = time.monotonic()
-    result = smdtrack(tmp_path, "run", script, 40, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    result = smdtrack(tmp_path, "run", "--every", "10", script, 40, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert result.returncode == 0
     assert result.stdout == "the script's own word\n"
     said = [line for line in result.stderr.splitlines() if "127.0.0.1:9" in line]
