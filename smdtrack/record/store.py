@@ -53,6 +53,8 @@ class LocalStore:
         self._writer: Any = None
         self._schema: Any = None
         self._head: dict[str, Any] = {"schema": SCHEMA_VERSION, **_as_json(info), "status": "running", "sinks": {}}
+        if (self.folder / RUN_FILE).exists():  # a run that goes on
+            self._head["sinks"] = json.loads((self.folder / RUN_FILE).read_text()).get("sinks", {})
         self._save_head()
 
     def append(self, samples: Sequence[Sample]) -> None:

@@ -73,7 +73,8 @@ def summarize(run: Run) -> Summary | None:
     if not len(run.steps) or "angle" not in run.values:
         return None
     start = _window_start(run)
-    rows = tuple(_weight_summary(run, index, start) for index in range(len(run.info.weights)))
+    measured = np.flatnonzero(np.isfinite(run.values["angle"]).any(axis=0))
+    rows = tuple(_weight_summary(run, int(index), start) for index in measured)
     return Summary(int(run.steps[start]), int(run.steps[-1]), rows, _verdict(rows))
 
 

@@ -14,6 +14,9 @@ from smdtrack.notices import SmdtrackError
 from smdtrack.tracking.discovery import held_by_others, parameters_of
 from smdtrack.tracking.sharding import audit_sharded, is_sharded
 
+#: |cos| between weight and gradient at the audit's generic point, eps removed; the next one seen is 1.5e-4.
+_ORTHOGONAL = 1e-5
+
 
 class UnmatchedGlobError(SmdtrackError):
     """A glob that selects nothing."""
@@ -74,7 +77,9 @@ def select_weights(
     found = []
     for weight in _audit_once(model, example_input).weights:
         parameter = parameters[weight.name]
-        if weight.verdict == "invariant" and parameter.ndim >= 2 and id(parameter) not in elsewhere:
+        # An invariant weight whose gradient is not orthogonal (straight-through tricks) moves by another theory.
+        orthogonal = weight.cosine is None or weight.cosine < _ORTHOGONAL
+        if weight.verdict == "invariant" and orthogonal and parameter.ndim >= 2 and id(parameter) not in elsewhere:
             name = canonical_name(weight.name)
             chosen = Chosen(
                 name, short_weight_name(name), weight.shape, weight.scope or "tensor", weight.filter_dim, weight.norm

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from smdtrack.record.store import DEFAULT_FOLDER
 from smdtrack.sinks.protocol import Sink
+from smdtrack.theory import declare_invariant
 from smdtrack.tracking.options import Options
 from smdtrack.tracking.schedule import Schedule
 from smdtrack.tracking.selection import Selection, select_weights
@@ -90,6 +91,7 @@ def start(
         selection = select_weights(model, optimizer, options.include, options.exclude, example_input)
     else:
         selection = Selection.empty(model)
+    declare_invariant(optimizer, selection.parameters)
     tracker = Tracker(optimizer, selection, options, steps_before)
     # Anew each time: what the trackers' clients registered since then must end after us.
     atexit.unregister(_detach_all)
