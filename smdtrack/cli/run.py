@@ -39,7 +39,7 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
 @click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("smdtrack-runs"), show_default=True,
               help="Where the folder of the local record is made.")  # fmt: skip
 @click.option("--resume-run", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Go on with the local record of an earlier run, when the script resumes from its checkpoint.")  # fmt: skip
+              help="Go on with the record of an earlier run, when the script resumes its training.")  # fmt: skip
 @click.option("--name", help="The run's name. Default: the model's.")
 @click.option("-m", "--module", is_flag=True, help="SCRIPT is a module, run as python -m would.")
 @click.argument("script")
