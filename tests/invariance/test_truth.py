@@ -11,7 +11,7 @@ from smdtrack.invariance import audit
 from tests.invariance.models import SLOW, TINY
 from tests.invariance.truth import functional_truth
 
-SAMPLE = 40
+SAMPLE = 20
 
 
 def check(name, settings, size, sample=None):

@@ -63,6 +63,8 @@ def functional_truth(model: nn.Module, input_shape, *, seed: int = 1234, only=No
                 setattr(module, key, 1e-22)
     _generic(model, generator)
     batch = torch.randn((BATCH, *input_shape), generator=generator, dtype=torch.float64)
+    with torch.random.fork_rng(), torch.no_grad(), _no_way_down_from_double():
+        model(batch)  # some buffers (relative positions) are only made in the first forward
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def outputs():
