@@ -26,7 +26,7 @@ class WeightSummary:
         pred_ratio: angle / angle_pred.
         eq_ratio: angle / angle_eq.
         time_constant: Steps in which the squared norm's distance from equilibrium falls by e, as theory has it.
-        equilibrium_step: Step from which on the rolling RMS angle kept within 10 % of the equilibrium line.
+        equilibrium_step: Step at which the rolling RMS angle came within 10 % of the equilibrium line, to stay there.
     """
 
     key: str
@@ -129,17 +129,17 @@ def _drift_corrected(run: Run, column: Mapping[str, Floats], start: int) -> floa
 
 
 def _equilibrium_step(run: Run, column: Mapping[str, Floats]) -> int | None:
-    """First sample from which on the rolling RMS ratio is in the band for 90 % of the samples, the last included."""
+    """First sample at which the rolling RMS ratio is in the band, and from which on the RMS ratio of all is."""
     angle, line = column["angle"], _get(column, "angle_eq")
     there = np.flatnonzero(np.isfinite(angle) & (line > 0))
     if not len(there):
         return None
-    inside = np.abs(rolling_rms(angle[there]) / rolling_rms(line[there]) - 1) <= EQUILIBRIUM_BAND
-    share_from_here = np.cumsum(inside[::-1])[::-1] / np.arange(len(inside), 0, -1)
-    settled = np.flatnonzero(inside & (share_from_here >= 0.9))
-    if not len(settled) or not inside[-1]:
-        return None
-    return int(run.steps[there[settled[0]]])
+    angle, line = angle[there], line[there]
+    rolling = rolling_rms(angle) / rolling_rms(line)
+    # The rest of the run from each sample on; a single rolling value leaves the band by chance now and then.
+    rest = np.sqrt(np.cumsum(angle[::-1] ** 2)[::-1] / np.cumsum(line[::-1] ** 2)[::-1])
+    settled = np.flatnonzero((np.abs(rolling - 1) <= EQUILIBRIUM_BAND) & (np.abs(rest - 1) <= EQUILIBRIUM_BAND))
+    return int(run.steps[there[settled[0]]]) if len(settled) else None
 
 
 def rolling_rms(values: Floats, samples: int = ROLLING_SAMPLES) -> Floats:
