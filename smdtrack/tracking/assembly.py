@@ -19,8 +19,9 @@ from smdtrack.tracking.probe import Moments, Reading
 
 #: A floor worth telling of: that of fp32 (1e-6) lies far below any angle at which training goes on.
 _TOLD_FLOOR = 1e-4
-#: Update and momentum buffer are aligned by what the gradients' correlation makes of them, which changes slowly.
-_ALIGNMENT_SAMPLES = 5 * ROLLING_SAMPLES
+#: For what changes slowly and must not flicker: how update and momentum buffer are aligned, and whether a weight is in
+#: equilibrium, about which its angle swings together with all others'.
+_SLOW_SAMPLES = 5 * ROLLING_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Assembler:
         self._sizes = np.array([float(np.prod(weight.shape)) for weight in weights])
         self._norms: deque[tuple[int, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
         self._recent: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
-        self._momentum: deque[tuple[Floats, Floats]] = deque(maxlen=_ALIGNMENT_SAMPLES)
+        self._momentum: deque[tuple[Floats, Floats]] = deque(maxlen=_SLOW_SAMPLES)
+        self._settling: deque[tuple[Floats, Floats]] = deque(maxlen=_SLOW_SAMPLES)
         self._clipping: Clipping | None = None
         self._told: set[str] = set()
 
@@ -103,7 +105,8 @@ class Assembler:
         )
         self._norms.append((measurement.step, norm, angle_eq))
         self._recent.append((angle, angle_eq, gradient))
-        rolling_angle, rolling_eq, rolling_gradient = (_rms_columns(rows) for rows in zip(*self._recent, strict=True))
+        self._settling.append((angle, angle_eq))
+        rolling_angle, _, rolling_gradient = (_rms_columns(rows) for rows in zip(*self._recent, strict=True))
         norm_eq = _column(
             None if line is None else line.equilibrium_norm(size, _or_none(turn), _or_none(pull))
             for line, size, turn, pull in zip(lines, norm, rolling_angle, rolling_gradient, strict=True)
@@ -122,7 +125,8 @@ class Assembler:
         }
         for lag, reading in measurement.lags.items():
             values[f"angle_k{lag}"] = _angles(reading.moments())
-        overview = _overview(values, rolling_angle, rolling_eq) | self._flags(angle, measurement.floors)
+        settled = _overview(values, *(_rms_columns(rows) for rows in zip(*self._settling, strict=True)))
+        overview = settled | self._flags(angle, measurement.floors)
         return Sample(measurement.step, measurement.time, values, overview)
 
     def _look_for_clipping(self, extra: Mapping[str, Floats]) -> None:
@@ -195,6 +199,7 @@ class Assembler:
         if np.any(moved > np.log(1.5)):
             self._norms = deque([self._norms[-1]], self._norms.maxlen)
             self._recent.clear()
+            self._settling.clear()
 
     def _drift(self, step: int, norm: Floats, lines: Sequence[Line | None]) -> Floats:
         """Rate of change of ln ||w||^2 a step, over half a time constant but at most the last ten samples.

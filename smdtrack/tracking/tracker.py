@@ -47,7 +47,7 @@ class Tracker:
     | `smd/angle_ratio_p10`, `_p50`, `_p90` | measured / equilibrium over the weights |
     | `smd/theory` | 1, the line to hold the ratios against |
     | `smd/pred_ratio_p50` | measured / drift-corrected, median |
-    | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over ten samples) |
+    | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over fifty samples) |
     | `smd/orthogonality` | largest |cos| between gradient and weight: a live check that the weights are invariant |
     | `smd/below_floor` | share of weights whose angle drowns in the rounding of their storage (bf16: 5e-3 rad) |
     | `smd/clipped` | 1 where gradients are clipped by value, 2 where adaptively (AGC); absent where neither is seen |

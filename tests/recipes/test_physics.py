@@ -54,7 +54,7 @@ def drift_corrected_ratios(run, memory: float | np.ndarray) -> np.ndarray:
     [
         ("digits_momentum.yaml", (2 * 0.1 * 5e-3 / 1.9) ** 0.5, 19.0, 0.98, 1.02),
         ("digits_sgd.yaml", None, None, 0.93, 1.07),
-        ("digits_adamw.yaml", (2 * 4e-3 * 0.25 * 0.1 / 1.9) ** 0.5, 19.0, 0.93, 1.07),
+        ("digits_adamw.yaml", (2 * 2e-3 * 1.0 * 0.1 / 1.9) ** 0.5, 19.0, 0.93, 1.07),
     ],
 )
 def test_every_weight_turns_as_theory_predicts(tmp_path, recipe, equilibrium_line, memory, low, high):
