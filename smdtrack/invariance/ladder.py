@@ -25,6 +25,7 @@ from smdtrack.notices import SmdtrackError
 
 ZERO_ENERGY = 1e-10
 FAINT_ENERGY = 1e-7
+FAINT_INVARIANT_ENERGY = 1e-5
 INVARIANT_COSINE = ORTHOGONAL
 RADIAL_COSINE = 1e-5
 UNCHANGED = 1e-6
@@ -250,9 +251,12 @@ def _propose(findings: dict[str, _Finding]) -> None:
     for finding in findings.values():
         if finding.energy <= ZERO_ENERGY:
             finding.evidence["proposed"] = "silent"
+        # Of a one-tap filter that is nearly zero, the eps that is left shows as a faint radial gradient, and over many
+        # filters that may cancel.
+        elif finding.cosine < INVARIANT_COSINE and finding.energy <= FAINT_INVARIANT_ENERGY:
+            finding.evidence["proposed"] = "doubtful"
         elif finding.cosine < INVARIANT_COSINE:
             finding.evidence["proposed"] = finding.verdict = "invariant"
-        # Of a one-tap filter that is nearly zero, the eps that is left shows as a faint radial gradient.
         elif finding.cosine > RADIAL_COSINE and finding.energy > FAINT_ENERGY:
             finding.evidence["proposed"] = finding.verdict = "not"
         else:

@@ -11,7 +11,7 @@ from smdtrack.invariance import audit
 from tests.invariance.models import SLOW, TINY
 from tests.invariance.truth import functional_truth
 
-SAMPLE = 20
+SAMPLE = 12
 
 
 def check(name, settings, size, sample=None):
