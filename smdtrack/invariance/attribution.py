@@ -20,6 +20,41 @@ class Signature:
     channels: Tensor
 
 
+class _FrozenBatchNorm(torch.autograd.Function):
+    """Batch norm whose backward pass takes the variance for a constant; keeps one activation, as torch's own does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep: Callable[[Tensor], None]
+    ) -> Tensor:
+        dims, shape = _over_channels(x)
+        mean = x.mean(dims)
+        inverse = (x.var(dims, unbiased=False) + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.keep, ctx.has_bias = keep, bias is not None
+        scale = inverse if weight is None else inverse * weight
+        y = (x - mean.view(shape)).mul_(scale.view(shape))
+        return y if bias is None else y.add_(bias.view(shape))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, mean, inverse = ctx.saved_tensors
+        dims, shape = _over_channels(x)
+        scale = inverse if weight is None else inverse * weight
+        grad_x = grad * scale.view(shape)
+        grad_x -= grad_x.mean(dims, keepdim=True)
+        if ctx.needs_input_grad[0]:
+            ctx.keep((x * grad_x).sum(dims))
+        total = grad.sum(dims)
+        grad_weight = None if weight is None else ((grad * x).sum(dims) - mean * total) * inverse
+        return grad_x, grad_weight, total if ctx.has_bias else None, None, None
+
+
+def _over_channels(x: Tensor) -> tuple[list[int], list[int]]:
+    """The dimensions that batch norm averages over, and the shape that lines channels up with `x`."""
+    return [dim for dim in range(x.dim()) if dim != 1], [-1 if dim == 1 else 1 for dim in range(x.dim())]
+
+
 class FrozenVariance(DoublePrecision):
     """Lets normalisations act in the backward pass as if their variance were a constant; the mean stays alive.
 
@@ -92,13 +127,12 @@ class FrozenVariance(DoublePrecision):
         of_activations = isinstance(module, nn.modules.batchnorm._BatchNorm) or running_mean is not None
         if not training or not (of_activations or self.everything):
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        x = self._noted(x)
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
-        centred = x - x.mean(dims, keepdim=True)
-        y = centred * (centred.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
-        y = y if weight is None else y * weight.view(shape)
-        return y if bias is None else y + bias.view(shape)
+        name = self._stack[-1][0] if self._stack else ""
+        y: Tensor = _FrozenBatchNorm.apply(x, weight, bias, eps, lambda radial: self._keep(name, radial))
+        return y
+
+    def _keep(self, module: str, channels: Tensor) -> None:
+        self.signatures.append(Signature(module, channels))
 
     def _other_norm(self, func: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         x = self._noted(x)

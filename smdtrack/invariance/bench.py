@@ -43,6 +43,21 @@ class Reading:
         return abs(self.inner) / self.energy if self.energy > 0 else 0.0
 
 
+@dataclass(frozen=True)
+class RadialDerivatives:
+    """The radial derivative of one tensor, split up in the ways in which a normalisation may account for it.
+
+    Attributes:
+        whole: `<w, g>`, shape (1,).
+        by_slice: `<w_c, g_c>` by dimension, shape (slices,).
+        energy: `||w|| ||g||`.
+    """
+
+    whole: Tensor
+    by_slice: Mapping[int, Tensor]
+    energy: float
+
+
 def real(tensor: Tensor) -> Tensor:
     """The tensor as real numbers."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -218,6 +233,22 @@ class Bench:
         energy = weight_norm * grad_norm
         orthogonal = energy > 0 and abs(inner) <= 1e-4 * energy
         return Reading(inner, weight_norm, grad_norm, _slices(weight, grad, parameter.dim()) if orthogonal else {})
+
+    def radial_derivatives(self, name: str, dims: Iterable[int]) -> RadialDerivatives | None:
+        """Reads a tensor's radial derivatives off the last backward pass, along some dimensions and the first.
+
+        None where it got no gradient.
+        """
+        parameter = self.parameters[name]
+        if parameter.grad is None:
+            return None
+        weight, grad = real(parameter.detach()), real(parameter.grad)
+        product = weight * grad
+        whole = product.sum().view(1)
+        by_slice = {dim: slice_sums(product, dim) if product.dim() else whole for dim in {0, *dims}}
+        return RadialDerivatives(
+            whole, by_slice, float(torch.linalg.vector_norm(weight) * torch.linalg.vector_norm(grad))
+        )
 
     @contextmanager
     def changed(self, names: Iterable[str], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smdtrack.invariance.attribution import FrozenVariance, responsible
-from smdtrack.invariance.bench import ORTHOGONAL, Bench, Reading, real, slice_sums
+from smdtrack.invariance.bench import ORTHOGONAL, Bench, RadialDerivatives, Reading
 from smdtrack.invariance.duplicate import neutralise, private_copy, set_training_mode, unwrapped
 from smdtrack.invariance.feed import Feed, candidate_feeds, feed_of_example, feed_of_size, larger
 from smdtrack.invariance.isolation import isolated
@@ -47,6 +47,7 @@ class _Finding:
     filter_dim: int | None = None
     cause: Cause | None = None
     norm: str | None = None
+    radial: RadialDerivatives | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -277,6 +278,10 @@ def _freeze_batch_variance(bench: Bench, findings: dict[str, _Finding]) -> Froze
     for name, finding in findings.items():
         finding.evidence["frozen_cosine"] = readings[name].cosine
         finding.evidence["frozen_energy"] = readings[name].energy / most if most > 0 else 0.0
+        if finding.evidence["proposed"] != "not":
+            finding.radial = bench.radial_derivatives(name, finding.filter_dims)
+    # The forward passes that follow keep copies of the weights: gradients beside them would be the peak of memory.
+    bench.release()
     return mode
 
 
@@ -382,25 +387,25 @@ def _attribute(bench: Bench, findings: dict[str, _Finding], frozen: FrozenVarian
     for finding in caused.values():
         radial = finding.evidence["frozen_cosine"] > INVARIANT_COSINE
         finding.cause = "batch_norm" if radial and finding.evidence["frozen_energy"] > ZERO_ENERGY else "other"
-    _name_norms(bench, {key: value for key, value in caused.items() if value.cause == "batch_norm"}, frozen)
+    _name_norms([finding for finding in caused.values() if finding.cause == "batch_norm"], frozen)
     others = {key: value for key, value in caused.items() if value.cause == "other"}
     if others:
         mode = FrozenVariance(everything=True)
         with mode.watching(bench.model):
             bench.backward(mode)
-        _name_norms(bench, others, mode)
+        for name, finding in others.items():
+            finding.radial = bench.radial_derivatives(name, finding.filter_dims)
+        bench.release()
+        _name_norms(others.values(), mode)
 
 
-def _name_norms(bench: Bench, findings: dict[str, _Finding], mode: FrozenVariance) -> None:
-    for name, finding in findings.items():
-        parameter = bench.parameters[name]
-        if parameter.grad is None:
+def _name_norms(findings: Iterable[_Finding], mode: FrozenVariance) -> None:
+    for finding in findings:
+        if finding.radial is None:
             continue
-        product = real(parameter.detach()) * real(parameter.grad)
         by_filter = finding.filter_dim is not None or finding.verdict == "degenerate"
-        radial = slice_sums(product, finding.filter_dim or 0) if by_filter and product.dim() else product.sum().view(1)
-        energy = float(torch.linalg.vector_norm(parameter.detach()) * torch.linalg.vector_norm(parameter.grad))
-        if float(radial.abs().sum()) > INVARIANT_COSINE * energy:
+        radial = finding.radial.by_slice[finding.filter_dim or 0] if by_filter else finding.radial.whole
+        if float(radial.abs().sum()) > INVARIANT_COSINE * finding.radial.energy:
             finding.norm = responsible(radial, mode.signatures)
 
 
