@@ -99,14 +99,17 @@ def _weight_summary(run: Run, index: int, start: int) -> WeightSummary:
     angle = _rms(column["angle"][start:])
     angle_eq = _rms(_get(column, "angle_eq")[start:])
     angle_pred = _drift_corrected(run, column, start)
+    # A line may be absent for a part of the window, while batch norm is in eval mode.
+    with_line = column["angle"][start:][np.isfinite(_get(column, "angle_eq")[start:])]
+    angle_beside = (_rms(with_line) if len(with_line) else None) or angle
     return WeightSummary(
         key=weight.key,
         samples=int(measured.sum()),
         angle=angle,
         angle_pred=angle_pred,
         angle_eq=angle_eq,
-        pred_ratio=_ratio(angle, angle_pred),
-        eq_ratio=_ratio(angle, angle_eq),
+        pred_ratio=_ratio(angle_beside, angle_pred),
+        eq_ratio=_ratio(angle_beside, angle_eq),
         norm=_rms(column["norm"][start:]),
         norm_eq=_rms(_get(column, "norm_eq")[start:]),
         time_constant=_rms(_get(column, "time_constant")[-1:]),

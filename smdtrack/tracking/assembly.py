@@ -15,6 +15,7 @@ from smdtrack.record.summary import EQUILIBRIUM_BAND, ROLLING_SAMPLES
 from smdtrack.theory import Family, Line
 from smdtrack.tracking.clipping import MEANING, Clipping, clipping_seen
 from smdtrack.tracking.description import numbers_of
+from smdtrack.tracking.live_check import LiveCheck, orthogonality_residual
 from smdtrack.tracking.probe import Moments, Reading
 
 #: A floor worth telling of: that of fp32 (1e-6) lies far below any angle at which training goes on.
@@ -34,9 +35,10 @@ class Measurement:
         group_of: Per weight the index of its group; None for one that the optimizer does not hold.
         family: Whose lines the weights have.
         floors: Per weight the angle under which its storage allows no reading.
-        extra: `state_factor`, `change_along_momentum`, `tied_elements`, `tied_filters`.
+        extra: `state_factor`, `change_along_momentum`, `eps_radial`, `tied_elements`, `tied_filters`.
         sharded: Whether the table was added up over processes: a state factor is then times the squared norm.
         has_gradients_of_the_step: False where a closure made them inside the step, at weights that are not known.
+        frozen: Per weight, whether the batch norm that makes it invariant was in eval mode.
         skipped: 1 on the device where a fused step was skipped for an overflow.
         lags: Per lag K, the reading over the last K steps.
     """
@@ -51,6 +53,7 @@ class Measurement:
     extra: Sequence[str] = ()
     sharded: bool = False
     has_gradients_of_the_step: bool = True
+    frozen: Sequence[bool] = ()
     skipped: torch.Tensor | None = None
     lags: Mapping[int, Reading] = field(default_factory=dict)
 
@@ -69,6 +72,7 @@ class Assembler:
         self._recent: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
         self._momentum: deque[tuple[Floats, Floats]] = deque(maxlen=_SLOW_SAMPLES)
         self._settling: deque[tuple[Floats, Floats]] = deque(maxlen=_SLOW_SAMPLES)
+        self._live = LiveCheck(weights, self._tell)
         self._clipping: Clipping | None = None
         self._told: set[str] = set()
 
@@ -93,6 +97,9 @@ class Assembler:
         alignment = self._alignment(measurement, moments, extra.get("change_along_momentum"))
         lines = self._lines(measurement, moments, extra.get("state_factor"), alignment)
         self._look_for_clipping(extra)
+        residual = self._residual_of(measurement, moments, extra.get("eps_radial"))
+        frozen = self._live.frozen(measurement.frozen, extra.get("eps_radial"))
+        lines = [None if stopped else line for line, stopped in zip(lines, frozen, strict=True)]
         angle_eq = _column(None if line is None else line.angular_update for line in lines)
         if self._clipping == "adaptive":
             angle_eq = np.full_like(angle_eq, np.nan)
@@ -121,13 +128,22 @@ class Assembler:
             # Where a trust ratio ties the step to the norm, the angle does not follow from drift and memory alone.
             "memory": _column(None if line is None or line.trust is not None else line.memory for line in lines),
             "time_constant": _column(None if line is None else line.time_constant for line in lines),
-            "orthogonality": _cosine(moments) if measurement.has_gradients_of_the_step else np.full_like(angle, np.nan),
+            "orthogonality": residual,
         }
         for lag, reading in measurement.lags.items():
             values[f"angle_k{lag}"] = _angles(reading.moments())
         settled = _overview(values, *(_rms_columns(rows) for rows in zip(*self._settling, strict=True)))
         overview = settled | self._flags(angle, measurement.floors)
+        strayed = (frozen | self._live.broken(residual))[np.isfinite(angle)]
+        if strayed.any():
+            overview["smd/not_invariant"] = float(np.mean(strayed))
         return Sample(measurement.step, measurement.time, values, overview)
+
+    def _residual_of(self, measurement: Measurement, moments: Moments, eps_radial: Floats | None) -> Floats:
+        if not measurement.has_gradients_of_the_step:
+            return np.full_like(moments.weight_squared, np.nan)
+        # Clipping by element or by filter treats a weight and its batch norm's scale differently.
+        return orthogonality_residual(moments, eps_radial if self._clipping is None else None)
 
     def _look_for_clipping(self, extra: Mapping[str, Floats]) -> None:
         if "tied_elements" not in extra:
@@ -225,11 +241,6 @@ def _angles(moments: Moments) -> Floats:
             (moments.weight_squared, moments.weight_change, moments.change_squared))  # fmt: skip
     result: Floats = angle_from_moments(*rows).numpy()
     return result
-
-
-def _cosine(moments: Moments) -> Floats:
-    cosine: Floats = np.abs(moments.weight_gradient) / np.sqrt(moments.weight_squared * moments.gradient_squared)
-    return cosine
 
 
 def _overview(values: Mapping[str, Floats], rolling_angle: Floats, rolling_eq: Floats) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Which weights are tracked: those that the audit proves invariant, that can turn, and that globs select."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Selection:
     Attributes:
         share_of_parameters: Elements of the weights that the optimizer holds now, over all of the model's elements.
         candidates: So many scale-invariant weights could have been tracked, before globs.
+        norms: Per weight the normalisation module that answers for it alone, one output channel a filter, if any.
     """
 
     model_name: str
@@ -51,6 +52,7 @@ class Selection:
     parameters: tuple[nn.Parameter, ...]
     share_of_parameters: float
     candidates: int
+    norms: tuple[nn.Module | None, ...] = ()
 
     @classmethod
     def empty(cls, model: nn.Module) -> "Selection":
@@ -95,13 +97,24 @@ def select_weights(
     if not any(id(parameter) in stepped for _, parameter in kept):
         kept = []
     total = sum(parameter.numel() for parameter in parameters.values())
+    modules = {canonical_name(name): module for name, module in model.named_modules()}
     return Selection(
         model_name=model_name(model),
         weights=tuple(chosen for chosen, _ in kept),
         parameters=tuple(parameter for _, parameter in kept),
         share_of_parameters=sum(p.numel() for _, p in kept if id(p) in stepped) / max(total, 1),
         candidates=len(found),
+        norms=tuple(_norm_of(chosen, modules) for chosen, _ in kept),
     )
+
+
+def _norm_of(chosen: Chosen, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module named by the audit, unless it has other channels besides the weight's filters (a concatenation)."""
+    norm = modules.get(chosen.norm) if chosen.norm is not None else None
+    channels = getattr(norm, "num_features", None)
+    if chosen.filter_dim is not None and channels != chosen.shape[chosen.filter_dim]:
+        return None
+    return norm
 
 
 def model_name(model: nn.Module) -> str:

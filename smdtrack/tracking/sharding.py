@@ -35,6 +35,24 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def shard_like(whole: Tensor, sharded: Tensor) -> Tensor:
+    """Returns the part of a tensor that every process has whole, for which this one holds the part of another.
+
+    Args:
+        whole: Of the other's shape.
+        sharded: Sharded along its first dimension, as FSDP2 does; one that is not distributed asks for the whole.
+    """
+    if not is_dtensor(sharded):
+        return whole
+    mesh, placements = sharded.device_mesh, sharded.placements  # type: ignore[attr-defined]
+    for dim, placement in enumerate(placements):
+        if placement.is_shard():
+            parts = whole.chunk(mesh.size(dim))
+            rank = mesh.get_local_rank(dim)
+            return parts[rank] if rank < len(parts) else whole[:0]
+    return whole
+
+
 def shard_group(weights: Iterable[Tensor]) -> Any:
     """Returns the process group over which the weights are sharded, None where they are not.
 

@@ -24,6 +24,7 @@ from smdtrack.tracking.discovery import group_indices, state_of, steps_taken
 from smdtrack.tracking.hooks import add_listener, remove_listener
 from smdtrack.tracking.lag import Lag
 from smdtrack.tracking.options import Options
+from smdtrack.tracking.orthogonality import EpsRadial
 from smdtrack.tracking.precision import floor_of, measured
 from smdtrack.tracking.probe import Probe, squares
 from smdtrack.tracking.resume import SavedState, find_step, step_of
@@ -48,7 +49,9 @@ class Tracker:
     | `smd/theory` | 1, the line to hold the ratios against |
     | `smd/pred_ratio_p50` | measured / drift-corrected, median |
     | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over fifty samples) |
-    | `smd/orthogonality` | largest |cos| between gradient and weight: a live check that the weights are invariant |
+    | `smd/orthogonality` | largest |cos| between gradient and weight but for what batch norm's eps accounts for: a live
+      check that the weights are invariant |
+    | `smd/not_invariant` | share of weights that have stopped being invariant; absent while there are none |
     | `smd/below_floor` | share of weights whose angle drowns in the rounding of their storage (bf16: 5e-3 rad) |
     | `smd/clipped` | 1 where gradients are clipped by value, 2 where adaptively (AGC); absent where neither is seen |
     """
@@ -76,6 +79,8 @@ class Tracker:
         self._clip_columns: list[int] | None = None
         self._looks = 0
         self._probe = Probe(len(self._parameters))
+        self._eps_radial = EpsRadial(self._parameters, selection.norms or [None] * len(self._parameters))
+        self._next: tuple[int, bool] | None = None
         self._lags = [Lag(steps, len(self._parameters)) for steps in sorted(set(options.lags))]
         self._sinks = make_sinks(options.sinks)
         self._info: RunInfo | None = None
@@ -87,6 +92,7 @@ class Tracker:
                 self._info, self._recorded_to = describe_run(optimizer, self._family, selection, options)
                 self.folder = self._info.folder
             self._listen_to_checkpoints()
+            self._eps_radial.note()
             add_listener(self)
 
     @property
@@ -152,7 +158,7 @@ class Tracker:
             if self._step is None:
                 self._step = self._steps_before()
             self._step += 1
-            if not self._schedule(self._step) or self._step <= self._recorded_to:
+            if not self._samples(self._step) or self._step <= self._recorded_to:
                 return
             self._due = True
             if self._stopped:
@@ -174,6 +180,10 @@ class Tracker:
             # A closure's gradients come to be inside the step.
             gradients = {} if has_closure else self._gradients(columns)
             self._probe.begin(parts, gradients, getattr(optimizer, "grad_scale", None))
+            if has_closure:
+                self._eps_radial.note()
+            else:
+                self._look_at_norms(getattr(optimizer, "grad_scale", None))
             self._traces: dict[int, tuple[Tensor, Tensor]] = {}
             self._look_for_clipping(parts, gradients)
             self._sampled = weights
@@ -184,6 +194,10 @@ class Tracker:
         """On a sampled step measures the change and hands it to the writer."""
         if optimizer is not self._optimizer or self._closed:
             return
+        self._measure_change(optimizer, has_closure)
+        self._look_ahead()
+
+    def _measure_change(self, optimizer: Optimizer, has_closure: bool) -> None:
         assert self._step is not None
         owed = self._due + sum(lag.ends(self._step) for lag in self._lags)
         if self._stopped:
@@ -199,6 +213,7 @@ class Tracker:
                 return
             if has_closure:
                 self._probe.read_gradients(self._gradients(columns))
+                self._look_at_norms(None)
             names, extra = self._extra_rows(optimizer, weights)
             found_inf = getattr(optimizer, "found_inf", None)
             measurement = Measurement(
@@ -212,6 +227,7 @@ class Tracker:
                 extra=names,
                 sharded=self._reduce is not None,
                 has_gradients_of_the_step=not has_closure or _evaluates_once(optimizer),
+                frozen=self._frozen,
                 skipped=found_inf.detach().clone() if found_inf is not None else None,
                 lags={lag.steps: reading for lag in self._lags if (reading := lag.take()) is not None},
             )
@@ -222,6 +238,29 @@ class Tracker:
             self._abstain(owed - (self._reduce.calls if self._reduce is not None else 0) + summed)
 
     # What is measured.
+
+    def _samples(self, step: int) -> bool:
+        """Whether a step is sampled; asks a schedule, which may be the user's own, once a step."""
+        if self._next is None or self._next[0] != step:
+            self._next = (step, bool(self._schedule(step)))
+        return self._next[1]
+
+    def _look_ahead(self) -> None:
+        """Before a sampled step's forward pass notes what that will change."""
+        if self._stopped or self._step is None:
+            return
+        try:
+            due = self._samples(self._step + 1)
+        except Exception:
+            return  # the step itself will ask again, and tell
+        if due:
+            try:
+                self._eps_radial.note()
+            except Exception as error:
+                self._give_up(error)
+
+    def _look_at_norms(self, loss_scale: Tensor | None) -> None:
+        self._frozen, self._eps_rows = self._eps_radial.frozen(), self._eps_radial.read(loss_scale)
 
     def _source(self, column: int) -> Tensor:
         """The weight, or the master copy that the optimizer keeps of it."""
@@ -274,6 +313,9 @@ class Tracker:
         if along:
             names.append("change_along_momentum")
             rows.append(along)
+        if self._eps_rows:
+            names.append("eps_radial")
+            rows.append({column: self._eps_rows[column] for column in weights if column in self._eps_rows})
         if self._traces:
             names += ["tied_elements", "tied_filters"]
             rows += [{column: pair[index] for column, pair in self._traces.items()} for index in range(2)]
