@@ -13,6 +13,7 @@ from rich.table import Table
 
 from smdtrack.cli._audit_work import Failure
 from smdtrack.invariance import VERDICTS, Audit, Weight
+from smdtrack.invariance.ladder import INVARIANT_COSINE, RADIAL_COSINE, UNCHANGED, ZERO_ENERGY
 from smdtrack.notices import SmdtrackError
 
 CSV_COLUMNS = (
@@ -79,7 +80,11 @@ def print_stages(console: Console, audit: Audit) -> None:
 
 
 def print_weights(console: Console, audit: Audit, verdicts: Sequence[str]) -> None:
-    """A row per tensor with one of the verdicts, in sections by stage."""
+    """A row per tensor with one of the verdicts, in the order of the stages."""
+    if not any(weight.verdict in verdicts for weight in audit.weights):
+        console.print(f"{audit.model} has no tensor that is {' or '.join(verdicts)}", markup=False)
+        console.print(headline(audit), markup=False, highlight=False, soft_wrap=True)
+        return
     table = Table(title=f"{escape(audit.model)}: {', '.join(verdicts)}", title_justify="left", box=SIMPLE)
     table.add_column("tensor", overflow="fold")
     for heading in ("shape", "verdict", "cause", "norm", "scope", "cosine"):
@@ -96,18 +101,19 @@ def print_weights(console: Console, audit: Audit, verdicts: Sequence[str]) -> No
 
 
 _RUNGS = (
-    ("cosines", "gradient at two generic points: |<w, g>| / (||w|| ||g||)"),
-    ("energy", "||w|| ||g|| relative to the largest of all tensors"),
+    ("cosines", "gradient at two generic points: |<w, g>| / (||w|| ||g||)"
+                f" (invariant below {INVARIANT_COSINE:.0e}, not above {RADIAL_COSINE:.0e})"),
+    ("energy", f"||w|| ||g|| relative to the largest of all tensors (no gradient below {ZERO_ENERGY:.0e})"),
     ("slices", "the same cosine for the worst slice along a dimension"),
     ("proposed", "what the gradients propose"),
     ("null_deviation", "change of the outputs when all silent tensors get other values"),
     ("alone", "change of the outputs when it alone is changed"),
-    ("group_deviation", "change of the outputs when all invariant tensors are scaled at once"),
+    ("group_deviation", f"change of the outputs when all invariant tensors are scaled at once (up to {UNCHANGED:.0e})"),
     ("filter_deviation", "the same with a factor per filter"),
-    ("frozen_cosine", "cosine with the variance of batch norm held constant"),
+    ("frozen_cosine", "cosine with the variance of batch norm held constant (small if something else is the cause)"),
     ("frozen_energy", "||w|| ||g|| then"),
     ("straight_through", "autograd's radial derivative is not that of the function"),
-)
+)  # fmt: skip
 
 
 def found_weight(audit: Audit, name: str) -> Weight:
@@ -129,7 +135,8 @@ def print_evidence(console: Console, weight: Weight) -> None:
     said = [weight.verdict, f"by {weight.cause}" if weight.cause else "", f"({weight.norm})" if weight.norm else ""]
     scope = f"per filter along dim {weight.filter_dim}" if weight.scope == "filter" else ""
     scope = "only as a whole" if weight.scope == "tensor" else scope
-    console.print(f"{weight.name} {list(weight.shape)}: {' '.join(filter(None, [*said, scope]))}", markup=False)
+    heading = f"{weight.name} {list(weight.shape)}: {' '.join(filter(None, [*said, scope]))}"
+    console.print(heading, markup=False, soft_wrap=True)
     for key, meaning in _RUNGS:
         value = weight.evidence.get(key)
         if value is not None and value != {}:

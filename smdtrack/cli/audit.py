@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from smdtrack.cli import _audit_tables as tables
 from smdtrack.cli._audit_work import Failure, Request, audited, audited_all
@@ -66,7 +67,8 @@ def command(
         results = _several(requests, None if csv_file is None else Path(csv_file), quiet=as_json)
     else:
         done = tables.csv_done(Path(csv_file)) if csv_file else set()
-        results = [audited(requests[0])]
+        with _stderr().status(f"auditing {names[0]}"):
+            results = [audited(requests[0])]
         if csv_file and names[0] not in done:
             tables.append_csv(Path(csv_file), results[0])
     if as_json:
@@ -86,16 +88,42 @@ def _several(requests: Sequence[Request], csv_file: Path | None, quiet: bool) ->
         click.echo(f"{len(requests) - len(waiting)} of {len(requests)} models are in {csv_file} already", err=True)
     results: list[Audit | Failure] = []
     failures = 0
-    for index, result in enumerate(audited_all(waiting), 1):
-        failed = isinstance(result, Failure)
-        failures += failed
-        if csv_file is not None:
-            tables.append_csv(csv_file, result)
-        line = f"{result.name}: {result.reason}" if isinstance(result, Failure) else tables.headline(result)
-        click.echo(f"[{index}/{len(waiting)}] {line}", err=quiet or failed)
-        results.append(result)
+    with _progress() as progress:
+        task = progress.add_task("", total=len(waiting), name=waiting[0].name if waiting else "")
+        for index, result in enumerate(audited_all(waiting), 1):
+            failed = isinstance(result, Failure)
+            failures += failed
+            if csv_file is not None:
+                tables.append_csv(csv_file, result)
+            line = f"{result.name}: {result.reason}" if isinstance(result, Failure) else tables.headline(result)
+            _say(progress, f"[{index}/{len(waiting)}] {line}", err=quiet or failed)
+            results.append(result)
+            progress.update(task, completed=index, name=waiting[index].name if index < len(waiting) else "")
     click.echo(f"{len(results) - failures} models audited, {failures} failed", err=True)
     return results
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+def _progress() -> Progress:
+    """A bar on the terminal, none in a file or a pipe; gone when it is done."""
+    console = _stderr()
+    name = TextColumn("{task.fields[name]}")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), name)
+    return Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=False,
+        redirect_stderr=False,
+    )  # fmt: skip
+
+
+def _say(progress: Progress, line: str, err: bool) -> None:
+    """Prints a line above the bar where both are on one terminal, else to its stream."""
+    if not progress.disable and (err or sys.stdout.isatty()):
+        progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    else:
+        click.echo(line, err=err)
 
 
 def _document(result: Audit | Failure, verdicts: Sequence[str]) -> dict[str, Any]:

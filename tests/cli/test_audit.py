@@ -74,6 +74,7 @@ def test_verdicts_select_tensors(run):
     result = run(SMALL, *SIZE, "--verdict", "null")
     assert "blocks.2.0.bn2.bias" in result.stdout
     assert WEIGHT not in result.stdout
+    assert "has no tensor that is degenerate" in run(SMALL, *SIZE, "--verdict", "degenerate").stdout
 
 
 def test_explain_shows_the_numbers_of_each_rung(run):
