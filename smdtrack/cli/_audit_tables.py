@@ -13,7 +13,7 @@ from rich.table import Table
 
 from smdtrack.cli._audit_work import Failure
 from smdtrack.invariance import VERDICTS, Audit, Weight
-from smdtrack.invariance.ladder import INVARIANT_COSINE, RADIAL_COSINE, UNCHANGED, ZERO_ENERGY
+from smdtrack.invariance.findings import INVARIANT_COSINE, RADIAL_COSINE, UNCHANGED, ZERO_ENERGY
 from smdtrack.notices import SmdtrackError
 
 CSV_COLUMNS = (

@@ -42,7 +42,7 @@ def audited(request: Request) -> Audit:
     import torch
 
     from smdtrack.invariance import zoo
-    from smdtrack.invariance.ladder import is_out_of_memory
+    from smdtrack.invariance.draws import is_out_of_memory
 
     place = zoo.checked_device(request.device)
     zoo.check_memory(request.name, place)

@@ -264,7 +264,7 @@ def test_a_lie_of_the_gradients_is_caught_by_the_certificate(monkeypatch):
         for finding in findings.values():
             finding.evidence["proposed"] = finding.verdict = "invariant"
 
-    monkeypatch.setattr(ladder, "_propose", propose)
+    monkeypatch.setattr(ladder, "propose", propose)
     assert audit(small()).invariant == ("0.weight",)
 
 
