@@ -1,12 +1,14 @@
 """Auditing timm models by name: one here, many in a worker that may die without taking the command along."""
 
 import contextlib
+import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 from smdtrack.invariance import Audit, audit
 from smdtrack.notices import SmdtrackError
@@ -79,9 +81,18 @@ def _attempt(request: Request) -> Audit | Failure:
 
 
 def _be_the_first_to_go() -> None:
-    """Offers the worker to the kernel before any other process when memory runs out."""
+    """Offers the worker to the kernel before any other process when memory runs out, and ends it with its parent."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A command that is killed cannot tell its worker, which would go on with a large model for minutes."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def audited_all(requests: Iterable[Request]) -> Iterator[Audit | Failure]:

@@ -141,6 +141,13 @@ class Bench:
                 else:
                     self._revive(values)
 
+    def stir(self, names: Iterable[str]) -> None:
+        """Puts other values in the place of some parameters, for good."""
+        with torch.no_grad():
+            for name in names:
+                values = real(self.parameters[name])
+                values.copy_(self.anything_else(name, values))
+
     def _revive(self, values: Tensor) -> None:
         """Re-draws the slices whose norm has decayed to nothing: behind batch norm they would act as noise."""
         norms = torch.linalg.vector_norm(values.flatten(1), dim=1)

@@ -29,9 +29,13 @@ def attribute(bench: Bench, findings: dict[str, Finding], frozen: FrozenVariance
     caused = {name: finding for name, finding in findings.items() if finding.verdict in ("invariant", "degenerate")}
     for finding in caused.values():
         radial = finding.evidence["frozen_cosine"] > INVARIANT_COSINE
-        finding.cause = "batch_norm" if radial and finding.evidence["frozen_energy"] > ZERO_ENERGY else "other"
+        by_batch = radial and finding.evidence["frozen_energy"] > ZERO_ENERGY
+        finding.cause = "batch_norm" if by_batch and "straight_through" not in finding.evidence else "other"
     _name_norms([finding for finding in caused.values() if finding.cause == "batch_norm"], frozen)
-    others = {key: value for key, value in caused.items() if value.cause == "other"}
+    others = {
+        key: value for key, value in caused.items()
+        if value.cause == "other" and "straight_through" not in value.evidence
+    }  # fmt: skip
     if others:
         mode = FrozenVariance(everything=True)
         with mode.watching(bench.model):

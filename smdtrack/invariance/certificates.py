@@ -5,7 +5,15 @@ from collections.abc import Callable
 from torch import Tensor
 
 from smdtrack.invariance.bench import Bench
-from smdtrack.invariance.findings import UNCHANGED, UNCHANGED_ALONE, UNTOUCHED, ZERO_ENERGY, Finding, named
+from smdtrack.invariance.findings import (
+    FAINT_ENERGY,
+    UNCHANGED,
+    UNCHANGED_ALONE,
+    UNTOUCHED,
+    ZERO_ENERGY,
+    Finding,
+    named,
+)
 
 
 def culprits(names: list[str], unchanged: Callable[[list[str]], bool]) -> list[str]:
@@ -17,6 +25,16 @@ def culprits(names: list[str], unchanged: Callable[[list[str]], bool]) -> list[s
     middle = len(names) // 2
     found = culprits(names[:middle], unchanged) + culprits(names[middle:], unchanged)
     return found or names
+
+
+def asleep(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> list[str]:
+    """Returns tensors of a part of the network that sleeps at this point, and looks invariant though it is not.
+
+    The units of a small gate may be dead for the whole batch. Its tensors have no gradient, not even with the variance
+    of batch norm held constant, and yet the function depends on them.
+    """
+    silent = [name for name in named(findings, "silent") if findings[name].evidence["frozen_energy"] <= ZERO_ENERGY]
+    return silent if silent and bench.deviation(base, silent, bench.anything_else) > UNTOUCHED else []
 
 
 def settle_silent(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> None:
@@ -44,6 +62,7 @@ def settle_silent(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> N
 
 
 def settle_doubtful(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> None:
+    """Rung 4: tensors of which the gradients say too little are judged by the function."""
     for name in named(findings, "doubtful"):
         judge_alone(bench, base, name, findings[name])
 
@@ -56,7 +75,7 @@ def judge_alone(bench: Bench, base: Tensor, name: str, finding: Finding) -> None
     flipped = bench.deviation(base, [name], lambda _, value: -value)
     elements = bench.deviation(base, [name], bench.element_factors)
     finding.evidence["alone"] = {"anything": anything, "k=2.3": scaled, "k=-1": flipped, "elements": elements}
-    if anything <= UNTOUCHED and flipped <= UNTOUCHED and finding.energy <= ZERO_ENERGY:
+    if anything <= UNTOUCHED and flipped <= UNTOUCHED and finding.energy <= FAINT_ENERGY:
         finding.verdict = "null"
     elif elements <= limit:
         finding.verdict = "degenerate"
@@ -77,11 +96,11 @@ def certify(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> dict[st
         deviation = bench.deviation(base, positive, bench.one_factor)
     for name in positive:
         findings[name].evidence["group_deviation"] = deviation
-    by_filter = certify_filters(bench, base, {name: findings[name] for name in positive})
+    by_filter = _certify_filters(bench, base, {name: findings[name] for name in positive})
     return {"tensor": deviation, "filter": by_filter}
 
 
-def certify_filters(bench: Bench, base: Tensor, positive: dict[str, Finding]) -> float | None:
+def _certify_filters(bench: Bench, base: Tensor, positive: dict[str, Finding]) -> float | None:
     for name, finding in positive.items():
         dims = [dim for dim in finding.filter_dims if bench.parameters[name].dim() > 1]
         finding.scope = "filter" if dims else "tensor"

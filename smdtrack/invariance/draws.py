@@ -1,8 +1,10 @@
 """Rungs 2 and 3: gradients at generic points, and what they propose."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from smdtrack.invariance.bench import Bench
 from smdtrack.invariance.feed import Feed
@@ -21,24 +23,59 @@ AMPLITUDES = (0.3, 0.1, 0.02)
 NOT_FINITE = "the outputs are not finite"
 
 
-def two_draws(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[Feed, dict[str, Finding]]:
+@dataclass(frozen=True)
+class Draws:
+    """How generic points and batches are drawn for one model."""
+
+    feed: Feed
+    amplitude: float
+    title: str
+
+
+def two_draws(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[Draws, dict[str, Finding]]:
     """Rungs 2 and 3: gradients at two generic points, with two batches and two random linear losses."""
     feed, amplitude = _first_that_runs(bench, feeds, title)
-    findings = {name: Finding() for name in bench.parameters}
-    for draw in range(2):
-        if draw:
-            bench.move_to_generic_point(amplitude)
-            bench.draw_batch(feed)
-            try:
-                bench.backward()
-            except FloatingPointError as error:
-                raise SmdtrackError(f"{title}: {error}, at a generic point in float64") from error
-        readings = {name: bench.reading(name) for name in findings}
-        most = max(reading.energy for reading in readings.values())
-        for name, reading in readings.items():
-            findings[name].readings.append(reading)
-            findings[name].energy = max(findings[name].energy, reading.energy / most if most > 0 else 0.0)
-    return feed, findings
+    draws, findings = Draws(feed, amplitude, title), {name: Finding() for name in bench.parameters}
+    _read(bench, findings)
+    one_more_draw(bench, draws, findings)
+    return draws, findings
+
+
+def one_more_draw(bench: Bench, draws: Draws, findings: dict[str, Finding]) -> None:
+    """Gradients at one more point.
+
+    Raises:
+        SmdtrackError: If the outputs are not finite there.
+    """
+    bench.move_to_generic_point(draws.amplitude)
+    bench.draw_batch(draws.feed)
+    try:
+        bench.backward()
+    except FloatingPointError as error:
+        raise SmdtrackError(f"{draws.title}: {error}, at a generic point in float64") from error
+    _read(bench, findings)
+
+
+def _read(bench: Bench, findings: dict[str, Finding]) -> None:
+    readings = {name: bench.reading(name) for name in findings}
+    most = max(reading.energy for reading in readings.values())
+    for name, reading in readings.items():
+        findings[name].readings.append(reading)
+        findings[name].energy = max(findings[name].energy, reading.energy / most if most > 0 else 0.0)
+
+
+def move_on(bench: Bench, draws: Draws) -> Tensor:
+    """Goes to a point at which no gradient was taken, and returns the outputs there.
+
+    Raises:
+        SmdtrackError: If they are not finite.
+    """
+    bench.move_to_generic_point(draws.amplitude)
+    bench.draw_batch(draws.feed)
+    outputs = bench.values()
+    if not bool(torch.isfinite(outputs).all()):
+        raise SmdtrackError(f"{draws.title}: {NOT_FINITE}, at a generic point in float64")
+    return outputs
 
 
 def _first_that_runs(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[Feed, float]:

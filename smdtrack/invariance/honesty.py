@@ -3,7 +3,7 @@
 import torch
 
 from smdtrack.invariance.bench import Bench
-from smdtrack.invariance.certificates import certify_filters, culprits, judge_alone
+from smdtrack.invariance.certificates import culprits, judge_alone
 from smdtrack.invariance.findings import Finding
 
 MOST_PASSES = 200
@@ -46,13 +46,6 @@ def check_gradients(bench: Bench, findings: dict[str, Finding]) -> None:
                 return True
         return False
 
-    lying = culprits(negative, honest)
-    if lying:
-        base, _ = bench.before()
-        for name in lying:
-            judge_alone(bench, base, name, findings[name])
-            findings[name].evidence["straight_through"] = True
-        certify_filters(bench, base, {name: findings[name] for name in lying if findings[name].verdict == "invariant"})
-        for name in lying:
-            if findings[name].verdict in ("invariant", "degenerate"):
-                findings[name].cause = "other"
+    for name in culprits(negative, honest):
+        judge_alone(bench, bench.before()[0], name, findings[name])
+        findings[name].evidence["straight_through"] = True

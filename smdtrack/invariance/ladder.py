@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from smdtrack.invariance.bench import Bench
 from smdtrack.invariance.causes import attribute, freeze_batch_variance
-from smdtrack.invariance.certificates import certify, settle_doubtful, settle_silent
-from smdtrack.invariance.draws import propose, two_draws
+from smdtrack.invariance.certificates import asleep, certify, settle_doubtful, settle_silent
+from smdtrack.invariance.draws import move_on, one_more_draw, propose, two_draws
 from smdtrack.invariance.duplicate import neutralise, private_copy, set_training_mode, unwrapped
 from smdtrack.invariance.feed import Feed, candidate_feeds, feed_of_example, feed_of_size, larger
 from smdtrack.invariance.findings import ZERO_ENERGY, Finding
@@ -25,6 +25,9 @@ from smdtrack.invariance.isolation import isolated
 from smdtrack.invariance.scan import nothing_normalises
 from smdtrack.invariance.verdicts import Audit, Weight
 from smdtrack.notices import SmdtrackError
+
+#: Points tried beyond two where a part of the network sleeps.
+MORE_DRAWS = 6
 
 
 def audit(
@@ -134,14 +137,20 @@ def _climbed(
     bench: Bench, feeds: Iterable[Feed], title: str
 ) -> tuple[Feed, dict[str, Finding], dict[str, float | None]]:
     """Climbs all rungs with the first feed that the model takes."""
-    feed, findings = two_draws(bench, feeds, title)
-    propose(findings)
-    frozen = freeze_batch_variance(bench, findings)
-    base, _ = bench.before()
+    draws, findings = two_draws(bench, feeds, title)
+    for more in reversed(range(MORE_DRAWS + 1)):
+        propose(findings)
+        frozen = freeze_batch_variance(bench, findings)
+        base, _ = bench.before()
+        sleeping = asleep(bench, base, findings) if more else []
+        if not sleeping:
+            break
+        bench.stir(sleeping)
+        one_more_draw(bench, draws, findings)
     settle_silent(bench, base, findings)
     settle_doubtful(bench, base, findings)
-    certificate = certify(bench, base, findings)
-    attribute(bench, findings, frozen)
     check_gradients(bench, findings)
+    certificate = certify(bench, move_on(bench, draws), findings)
+    attribute(bench, findings, frozen)
     bench.release()
-    return feed, findings, certificate
+    return draws.feed, findings, certificate

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +112,32 @@ def test_the_csv_file_is_resumed(run, tmp_path):
     assert "2 of 2 models are in" in result.stderr
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     refused(run(SMALL, "--csv", tmp_path / "other.csv"), "not a CSV file of smdtrack audit")
+
+
+def test_a_worker_ends_with_the_command_that_is_killed(tmp_path):
+    command = [sys.executable, "-m", "smdtrack", "audit", "test_res*", "wide_resnet50_2", "--csv", "census.csv"]
+    audit = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert "test_resnet" in audit.stdout.readline()  # the worker is there, and goes on with the next model
+    children = Path(f"/proc/{audit.pid}/task/{audit.pid}/children")
+    if not children.exists():
+        audit.kill()
+        pytest.skip("the system does not tell a process's children")
+    workers = [int(child) for child in children.read_text().split()]
+    audit.kill()
+    audit.wait()
+    assert workers
+    assert len(list(csv.DictReader((tmp_path / "census.csv").open()))) == 1
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and any(_runs(worker) for worker in workers):
+        time.sleep(0.1)
+    assert not any(_runs(worker) for worker in workers)
+
+
+def _runs(process):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_checkpoints_are_loaded_and_refused(run, tmp_path):

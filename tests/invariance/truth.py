@@ -51,8 +51,14 @@ def _generic(model, generator):
             flat.mul_(1 + 0.2 * torch.rand(flat.shape, generator=generator, dtype=torch.float64)).add_(scale * noise)
 
 
-def functional_truth(model: nn.Module, input_shape, *, seed: int = 1234, only=None) -> dict[str, str]:
-    """Returns `invariant`, `degenerate`, `null` or `not` for every parameter (or `only` some), by its definition."""
+def functional_truth(
+    model: nn.Module, input_shape, *, seed: int = 1234, only=None, well_posed: bool = False
+) -> dict[str, str]:
+    """Returns `invariant`, `degenerate`, `null` or `not` for every parameter (or `only` some), by its definition.
+
+    With `well_posed` nothing is returned where the outputs are no function of the parameters to ten digits: without
+    eps, a normalised channel that is constant but for rounding becomes noise.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(model).double().train()
     for module in model.modules():
@@ -77,6 +83,13 @@ def functional_truth(model: nn.Module, input_shape, *, seed: int = 1234, only=No
     with torch.random.fork_rng(), torch.no_grad(), _no_way_down_from_double():
         base = outputs()
         scale = base.abs().max()
+        if well_posed:
+            exact = batch.clone()
+            batch.mul_(1 + 1e-13 * torch.randn(batch.shape, generator=generator, dtype=torch.float64))
+            noise = float((outputs() - base).abs().max() / scale)
+            batch.copy_(exact)
+            if not noise < FELT / 10:
+                return {}
 
         def felt(parameter, replacement):
             saved = parameter.data

@@ -1,0 +1,59 @@
+"""The audit against the functional truth on random networks, tensor by tensor."""
+
+import warnings
+
+import pytest
+import torch
+
+from smdtrack.invariance import audit
+from tests.invariance.random_networks import random_network
+from tests.invariance.truth import functional_truth
+
+SHAPE = (3, 12, 12)
+POINTS = 5
+#: What is true at one point only: what is felt anywhere is felt.
+ORDER = ("not", "invariant", "degenerate", "null")
+
+
+def truth_at_several_points(network):
+    found = [functional_truth(network, SHAPE, seed=seed, well_posed=True) for seed in range(POINTS)]
+    found = [verdicts for verdicts in found if verdicts]
+    return {name: min((verdicts[name] for verdicts in found), key=ORDER.index) for name in (found[0] if found else ())}
+
+
+def check(seed):
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = random_network(seed)
+    truth = truth_at_several_points(network)
+    found = {weight.name: weight.verdict for weight in audit(network, input_size=SHAPE).weights}
+    wrong = {name: (found[name], verdict) for name, verdict in truth.items() if found[name] != verdict}
+    assert wrong == {}, f"(found, true) in the network of seed {seed}"
+    return bool(truth)
+
+
+@pytest.mark.parametrize("ten", range(4))
+def test_every_tensor_of_random_networks(ten):
+    compared = [check(seed) for seed in range(10 * ten, 10 * ten + 10)]
+    assert sum(compared) >= 8
+
+
+@pytest.mark.parametrize("seed", [47, 230])
+def test_a_small_gate_that_sleeps_at_a_generic_point_is_woken(seed):
+    assert check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fifty", range(1, 7))
+def test_every_tensor_of_many_more_random_networks(fifty):
+    compared = [check(seed) for seed in range(50 * fifty, 50 * fifty + 50)]
+    assert sum(compared) >= 40
+
+
+def test_all_verdicts_occur_among_them():
+    verdicts = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        verdicts |= set(functional_truth(random_network(seed), SHAPE).values())
+    assert verdicts == set(ORDER)
