@@ -30,6 +30,8 @@ from smdtrack.theory.updates import Updates, white
 _STEPS, _BURN_IN = 4096, 400
 _SHAPE = (32, 32)
 _SMALL_SIDE = 32
+# beyond this the longer side of a matrix only repeats what is there
+_LARGEST_ASPECT = 64
 _MOST_NUMBERS = 6_000_000
 _cache: dict[tuple[Any, ...], Updates] = {}
 
@@ -97,7 +99,7 @@ def _stand_in(shape: tuple[int, ...] | None) -> tuple[int, ...]:
     rows, columns = shape[0], math.prod(shape[1:])
     small, large = min(rows, columns), max(rows, columns)
     side = min(small, _SMALL_SIDE)
-    other = max(side, round(large * side / max(small, 1)))
+    other = max(side, min(round(large * side / max(small, 1)), side * _LARGEST_ASPECT))
     return (side, other) if rows <= columns else (other, side)
 
 

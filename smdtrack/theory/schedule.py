@@ -42,10 +42,10 @@ def optimizer_of(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            weight = torch.nn.Parameter(torch.zeros(shape))
+            weight = torch.nn.Parameter(torch.empty(shape, device="meta"))
             optimizer: Optimizer = create_optimizer_v2(
                 [weight], name, lr=lr, weight_decay=weight_decay, **arguments)
-    except (TypeError, ValueError, AssertionError, ImportError) as error:
+    except (TypeError, ValueError, AssertionError, ImportError, ArithmeticError, LookupError) as error:
         raise SmdtrackError(f"--opt {name} cannot be made with these hyper-parameters: {error}") from error
     return optimizer
 
@@ -78,9 +78,9 @@ def pieces(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scheduler, epochs = create_scheduler_v2(optimizer, **arguments, updates_per_epoch=steps_per_epoch)
-    except (AssertionError, ValueError, TypeError) as error:
-        reason = str(error).rstrip(".")
-        raise SmdtrackError(f"--sched {sched} is refused by timm: {reason}; it may know {known}") from error
+    except (AssertionError, ValueError, TypeError, ArithmeticError) as error:
+        reason = str(error).rstrip(".") or "its options are out of range"
+        raise SmdtrackError(f"--sched {sched!r} is refused by timm: {reason}; it may know {known}") from error
     if scheduler is None and sched != "none":
         raise SmdtrackError(f"--sched {sched!r} is not a schedule of this timm's; it may know {known}")
     remarks = []
