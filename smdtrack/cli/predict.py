@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -184,11 +185,16 @@ def _list(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False)
+    console.width = max(console.width, 80)
+    # the formulas and reasons are what one looks for; their sources need a wide terminal, or --json
+    columns = ("optimizer", "line", "Delta^2, or why not", "source")[: 4 if console.width >= 110 else 3]
     table = Table(box=None, pad_edge=False)
-    for column in ("optimizer", "line", "Delta^2, or why not", "source"):
+    for column in columns:
         table.add_column(column, no_wrap=column in ("optimizer", "line"))
     for entry in found:
-        table.add_row(entry.name, entry.kind, entry.reason or entry.formula, entry.source)
-    console = Console(highlight=False)
-    console.width = max(console.width, 130)
+        said = entry.formula if entry.kind == "from state" else entry.reason or entry.formula
+        table.add_row(*(entry.name, entry.kind, said, entry.source)[: len(columns)])
     console.print(table)
+    kinds = Counter(entry.kind for entry in found)
+    console.print(f"{len(found)} optimizers: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))

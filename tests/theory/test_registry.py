@@ -47,7 +47,10 @@ def test_adam_and_adamw_are_told_apart_by_flag_not_name():
 def test_corrected_decay_goes_with_the_square_of_the_learning_rate():
     optimizer = create_optimizer_v2([weight()], "adamc", lr=1e-2, weight_decay=0.1)
     optimizer.param_groups[0]["lr"] = 1e-3
-    assert only_line(optimizer).decay_rate == pytest.approx(1e-3**2 / 1e-2 * 0.1)
+    line = only_line(optimizer)
+    assert line.decay_rate == pytest.approx(1e-3**2 / 1e-2 * 0.1)
+    assert line.formula == "2 (lr^2/lr_max) wd (1-b1)/(1+b1)"
+    assert "2506.02285" in line.source
 
 
 def test_without_decay_there_is_no_equilibrium_but_a_drift_corrected_line():
