@@ -149,6 +149,6 @@ def unknown(setting: Setting) -> Motion:
     return Motion(
         name, updates, step_size=setting.lr, decay=seen.decay(setting.lr, setting.weight_decay),
         norm_exponent=seen.norm_exponent,
-        kind="approximate", formula="2 gamma / R, both measured on white noise", source=CALIBRATED,
-        assumptions=(WHITE, "an optimizer without a rule of its own: calibrated"),
+        kind="calibrated", formula="2 gamma / R, both measured on white noise", source=CALIBRATED,
+        assumptions=(WHITE, "an optimizer without a rule of its own: calibrated, its decay measured, too"),
     )

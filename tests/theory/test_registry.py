@@ -93,7 +93,7 @@ def test_an_unknown_optimizer_is_calibrated_and_says_so():
                     parameter.data.mul_(1 - group["lr"] * group["weight_decay"]).sub_(3 * group["lr"] * buffer)
 
     line = only_line(SignAverage([weight()], lr=1e-2, weight_decay=0.1))
-    assert line.kind == "approximate"
+    assert line.kind == "calibrated"
     assert line.memory == pytest.approx(9.0, rel=0.01)
     assert line.decay_rate == pytest.approx(1e-3, rel=0.02)
     assert line.norm_exponent == pytest.approx(1.0, abs=0.02)

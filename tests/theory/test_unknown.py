@@ -55,7 +55,7 @@ def test_the_line_agrees_with_a_simulation(build):
     at_equilibrium(simulation)
     simulation.run(300, sample=0)
     trace = simulation.run(1500)
-    assert simulation.line().kind == "approximate"
+    assert simulation.line().kind == "calibrated"
     assert any("calibrated" in text for text in simulation.line().assumptions)
     assert trace.angle / trace.line == pytest.approx(1, abs=0.02)
 
