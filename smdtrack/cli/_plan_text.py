@@ -1,80 +1,135 @@
-"""A plan as text: the table of stages and a small plot."""
+"""A plan as text: the line, the table of stages, a small plot, warnings and advice, as wide as the terminal."""
 
 import math
+import re
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smdtrack.theory.plan import Plan
+from smdtrack.theory.plan import Plan, Stage
 
-WIDTH, HEIGHT = 64, 10
+HEIGHT = 12
+#: Wider than this nothing gets any clearer.
+WIDEST = 110
+_MARGIN = 11
+#: Decades that the plot shows at most: a schedule that ends at 0 would flatten everything else.
+_DECADES = 2.0
+_LABEL = 18
 
 
 def show(plan: Plan, console: Console) -> None:
     """Prints the line, the stages, the plot, warnings and advice."""
+    width = min(console.width, WIDEST)
     peak = plan.peak
     console.print(Text(f"{peak.optimizer}: {peak.kind}", style="bold"))
     if peak.formula:
-        console.print(Text(f"  line              Delta^2 = {peak.formula}" if not peak.formula.startswith("Delta")
-                           else f"  line              {peak.formula}"))
-        console.print(Text(f"  source            {peak.source}"))
-        console.print(Text(f"  assumes           {'; '.join(peak.assumptions)}"))
+        _entry(console, "line", peak.formula if peak.formula.startswith("Delta") else f"Delta^2 = {peak.formula}",
+               width)
+        _entry(console, "source", peak.source, width)
+        _entry(console, "assumes", "; ".join(peak.assumptions), width)
     if peak.angular_update:
-        console.print(Text(f"  angular update    {peak.angular_update:.4g} rad per step at the largest lr"))
+        _entry(console, "angular update", f"{peak.angular_update:.4g} rad per step at the largest lr", width)
     if peak.memory is not None and peak.decay_rate is not None:
-        console.print(Text(f"  memory R          {peak.memory:.4g}     decay rate gamma  {peak.decay_rate:.3g}"))
+        _entry(console, "memory R", f"{peak.memory:.4g}     decay rate gamma  {peak.decay_rate:.3g}", width)
     if peak.time_constant is not None:
-        console.print(Text(f"  time constant     {peak.time_constant:,.0f} steps at the largest lr"))
+        _entry(console, "time constant", f"{peak.time_constant:,.0f} steps at the largest lr", width)
     if plan.time_constants is not None:
-        console.print(Text(f"  whole run         {plan.time_constants:.2g} time constants"))
-    console.print(_table(plan))
+        _entry(console, "whole run", f"{plan.time_constants:.2g} time constants", width)
+    console.print()
+    console.print(_table(plan, tight=width < 90))
     if plan.curve:
-        console.print(Text(plot(plan.curve)))
-        console.print(Text("  - line at equilibrium   o predicted   (gradients of constant effective size assumed)"))
+        console.print()
+        epochs, steps = plan.stages[-1].last_epoch, plan.curve[-1][0]
+        console.print(Text(f"angular update in rad per step, over {epochs:g} epochs ({steps:,} steps)"))
+        console.print(_coloured(plot(plan.curve, epochs, width - _MARGIN - 1)))
+        console.print(Text(" " * _MARGIN + "- line at equilibrium   o predicted, where it hides the line: on it"))
+        console.print(Text(
+            " " * _MARGIN + "(gradients of constant effective size, from the norm of --start-norm)", style="dim"))
+    if plan.warnings or plan.advice:
+        console.print()
     for warning in plan.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        console.print(Text(wrapped("warning: ", warning, width), style="yellow"))
     for advice in plan.advice:
-        console.print(Text(f"to change it: {advice}"))
+        console.print(Text(wrapped("to change it: ", advice, width)))
 
 
-def _table(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("stage", "epochs", "lr", "line", "time const.", "predicted", "pred./line"):
-        table.add_column(name, justify="left" if name in ("stage", "epochs", "lr") else "right", no_wrap=True)
-    table.add_column("equilibrium")
+def wrapped(label: str, text: str, width: int) -> str:
+    """A paragraph behind its label, hanging; what stands in backticks is kept in one line and can be copied."""
+    kept = re.sub(r"`([^`]*)`", lambda code: code[1].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        label + kept, width, subsequent_indent=" " * min(len(label), 18), break_long_words=False,
+        break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def _entry(console: Console, label: str, text: str, width: int) -> None:
+    lines = textwrap.wrap(text, max(20, width - 2 - _LABEL), break_on_hyphens=False) if len(text) > (
+        width - 2 - _LABEL) else [text]
+    console.print(Text(f"  {label:<{_LABEL}}" + ("\n" + " " * (2 + _LABEL)).join(lines)))
+
+
+def _table(plan: Plan, *, tight: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0))
+    for name in ("\nstage", "\nepochs", "\nlr", "line\nat end", "time\nconst.", "pre-\ndicted", "pred./\nline"):
+        table.add_column(name, justify="left" if name.startswith("\n") else "right", no_wrap=True)
+    table.add_column("equi-\nlibrium", no_wrap=True)
     for stage in plan.stages:
-        lr = f"{stage.lr_start:.3g}" if stage.lr_start == stage.lr_end else f"{stage.lr_start:.3g} > {stage.lr_end:.3g}"
-        reached = "-" if stage.reached is None else "reached" if stage.reached else (
-            "lags below" if (stage.lag or 0) < 1 else "lags above")
+        lr = _number(stage.lr_start)
+        if stage.lr_end != stage.lr_start:
+            lr += f" > {_number(stage.lr_end)}"
         table.add_row(
-            stage.name, f"{stage.first_epoch:g}-{stage.last_epoch:g}", lr, _number(stage.angular_update),
-            _number(stage.time_constants, 2), _number(stage.predicted_angle), _number(stage.lag, 3), reached,
+            stage.name, stage.epochs, lr, _number(stage.angular_update), _number(stage.time_constants, 2),
+            _number(stage.predicted_angle), _number(stage.lag, 3), _verdict(stage),
         )
     return table
 
 
+def _verdict(stage: Stage) -> str:
+    if stage.reached is None:
+        return "-"
+    return "reached" if stage.reached else "lags below" if (stage.lag or 0) < 1 else "lags above"
+
+
 def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}g}"
+    """Short enough for a column: 0.0123, 1.23e-4, and ~0 at the end of a cosine."""
+    if value is None:
+        return "-"
+    if 0 < value < 1e-8:
+        return "~0"
+    if value == 0 or value >= 1e-3:
+        return f"{value:.{digits}g}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def plot(curve: Sequence[tuple[int, float, float]], width: int = WIDTH, height: int = HEIGHT) -> str:
-    """Line and predicted angle over steps, logarithmic in the angle.
+def _coloured(drawn: str) -> Text:
+    text = Text(drawn)
+    text.highlight_regex(r"(?m)(?<=[|])[ o-]+$", "cyan")
+    text.highlight_regex(r"(?<=[|o -])o(?=[o -]|$)", "bold green")
+    return text
+
+
+def plot(curve: Sequence[tuple[int, float, float]], epochs: float, width: int = 64, height: int = HEIGHT) -> str:
+    """Line and predicted angle over the run, logarithmic in the angle.
 
     Args:
         curve: (step, line, predicted) in order of steps.
+        epochs: at the last of them.
         width: of the plot, in characters.
         height: in rows.
     """
     steps = curve[-1][0]
-    values = [value for _, line, angle in curve for value in (line, angle) if value > 0]
+    values = [value for _, line, angle in curve for value in (line, angle) if value > 0 and math.isfinite(value)]
     if not values:
         return ""
-    low, high = min(values), max(values)
-    # a schedule that ends at 0 would otherwise flatten everything else
-    low = max(low, high / 1e3)
-    span = math.log(high / low) or 1.0
+    high = max(values)
+    low = max(min(values), high / 10**_DECADES)
+    if high < 1.2 * low:
+        low = high / 1.2
+    span = math.log(high / low)
     rows = [[" "] * width for _ in range(height)]
     at = 0
     for column in range(width):
@@ -82,10 +137,23 @@ def plot(curve: Sequence[tuple[int, float, float]], width: int = WIDTH, height: 
         while at < len(curve) - 1 and curve[at][0] < step:
             at += 1
         for mark, value in (("-", curve[at][1]), ("o", curve[at][2])):
-            if value >= low:
-                row = round((height - 1) * math.log(high / value) / span)
-                rows[min(max(row, 0), height - 1)][column] = mark
-    labels = [f"{high:9.2g} |" if row == 0 else f"{low:9.2g} |" if row == height - 1 else " " * 9 + " |"
-              for row in range(height)]
-    axis = " " * 10 + "+" + "-" * width + f"\n{'0':>11s}{f'{steps:,} steps':>{width}s}"
-    return "\n".join(label + "".join(row).rstrip() for label, row in zip(labels, rows, strict=True)) + "\n" + axis
+            if value >= low * 0.999:
+                rows[min(max(round((height - 1) * math.log(high / value) / span), 0), height - 1)][column] = mark
+    labels = [""] * height
+    for row in (0, (height - 1) // 2, height - 1):
+        labels[row] = f"{high * math.exp(-span * row / (height - 1)):.2g}"
+    body = [f"{label:>{_MARGIN - 2}s} |" + "".join(row).rstrip() for label, row in zip(labels, rows, strict=True)]
+    return "\n".join([*body, *_axis(epochs, width)])
+
+
+def _axis(epochs: float, width: int) -> list[str]:
+    """The axis, with its quarters in epochs."""
+    ticks, names = ["-"] * width, [" "] * (width + 1)
+    for quarter in range(5):
+        name = f"{epochs * quarter / 4:g}"
+        column = round(quarter * width / 4)
+        if 0 < quarter < 4:
+            ticks[column] = "+"
+        first = column if quarter < 4 else width + 1 - len(name)
+        names[first : first + len(name)] = name
+    return [" " * (_MARGIN - 1) + "+" + "".join(ticks), " " * _MARGIN + "".join(names)]

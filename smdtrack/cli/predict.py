@@ -3,13 +3,17 @@
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smdtrack.cli._variadic import VariadicCommand, key_values
+from smdtrack.cli._recipe import arguments, recipe
+from smdtrack.cli._variadic import VariadicCommand
+
+if TYPE_CHECKING:
+    from smdtrack.theory.plan import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXAMPLE = """\b
@@ -17,17 +21,8 @@ Example:
   smdtrack predict --opt sgd --lr 0.1 --weight-decay 1e-4 --momentum 0.9 \\
       --sched cosine --epochs 100 --steps-per-epoch 5004 --warmup-epochs 5
 """
-# timm's own defaults (train.py), except lr and weight decay, which have to be said.
-DEFAULTS: dict[str, Any] = {
-    "opt": "sgd", "momentum": 0.9, "opt_eps": None, "opt_betas": None, "opt_kwargs": {}, "sched": "cosine",
-    "sched_on_updates": False, "epochs": 300, "warmup_epochs": 5, "warmup_lr": 1e-5, "warmup_prefix": False,
-    "min_lr": 0.0, "decay_epochs": None, "decay_milestones": [90, 180, 270], "decay_rate": 0.1, "cooldown_epochs": 0,
-    "patience_epochs": 10, "lr_cycle_mul": 1.0, "lr_cycle_decay": 0.5, "lr_cycle_limit": 1, "lr_k_decay": 1.0,
-    "lr_decay_fn": None,
-    "lr_stable_timescale": None, "lr_noise": None, "lr_noise_pct": 0.67, "lr_noise_std": 1.0, "seed": 42,
-}
-
-
+#: Any weight decay will do to see how the angle goes with it.
+_UNIT_DECAY = 1e-4
 def _option(*flags: str, **settings: Any) -> Callable[[Command], Command]:
     """An option that is None unless given, so that the file and timm's defaults come after it."""
     return click.option(*flags, default=None, **settings)
@@ -76,39 +71,18 @@ def command(
     if list_all:
         _list(as_json)
         return
-    options = _options(args_file, flags)
+    options, remarks = recipe(args_file, flags)
     if steps_per_epoch is None:
         raise click.UsageError("--steps-per-epoch is missing: the number of optimizer steps in an epoch.")
     _positive("--steps-per-epoch", steps_per_epoch)
-    _positive("--epochs", options["epochs"])
     _positive("--start-norm", start_norm)
     if angle is not None:
         _positive("--angle", angle)
     _check_optimizer(str(options["opt"]))
-    if not 0 <= options["momentum"] < 1:
-        raise click.BadParameter(f"{options['momentum']!r} is not in [0, 1)", param_hint="--momentum")
     shape = _shape(weight_shape)
-
-    from smdtrack.theory import identify
-    from smdtrack.theory.plan import plan
-    from smdtrack.theory.schedule import optimizer_of, pieces
-
-    arguments = dict(options["opt_kwargs"])
-    arguments["momentum"] = options["momentum"]
-    if options["opt_betas"]:
-        arguments["betas"] = tuple(options["opt_betas"])
-    if options["opt_eps"] is not None:
-        arguments["eps"] = options["opt_eps"]
-    arguments.update(options["opt_kwargs"])
-    optimizer = optimizer_of(options["opt"], options["lr"], options["weight_decay"], shape, arguments)
-    family = identify(optimizer)
-    group = dict(optimizer.param_groups[0])
-    schedule, remarks = pieces(optimizer, steps_per_epoch, options)
-    warmup = options["warmup_epochs"] if options["sched"] != "none" else 0
-    prediction = plan(
-        schedule, lambda lr: family.line({**group, "lr": lr}, shape), options["weight_decay"],
-        warmup_epochs=warmup, start_norm=start_norm, wanted_angle=angle,
-    )
+    of_the_optimizer, more = arguments(options)
+    prediction, further = _predict(options, of_the_optimizer, shape, steps_per_epoch, start_norm, angle)
+    remarks += more + further
     if as_json:
         for remark in (*remarks, *prediction.warnings):
             click.echo(f"warning: {remark}", err=True)
@@ -116,66 +90,38 @@ def command(
         return
     from rich.console import Console
 
-    from smdtrack.cli._plan_text import show
+    from smdtrack.cli._plan_text import show, wrapped
 
     console = Console(highlight=False, soft_wrap=True)
-    # rich would cut the table off in a pipe or a narrow window; a wrapped line loses nothing
-    console.width = max(console.width, 104)
+    # narrower than this rich would cut the table off; a line that wraps loses nothing
+    console.width = max(console.width, 80)
     show(prediction, console)
     for remark in remarks:
-        console.print(f"note: {remark}")
+        console.print(wrapped("note: ", remark, console.width), markup=False)
 
 
-def _options(args_file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's defaults, then the file, then the flags; lr and weight decay checked."""
-    options = dict(DEFAULTS)
-    given = _read(args_file) if args_file else {}
-    options.update({name: value for name, value in given.items() if value is not None})
-    for name, value in flags.items():
-        if name == "opt_kwargs":
-            value = key_values(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        if value is not None and value != [] and value != {}:
-            options[name] = value
-    if options.get("lr") is None and given.get("lr_base") and given.get("batch_size"):
-        options["lr"] = _scaled_lr(options)
-    for name, value in options.items():
-        if isinstance(DEFAULTS.get(name), (int, float)) and not isinstance(value, (int, float)):
-            raise click.BadParameter(f"{value!r} is not a number", param_hint="--" + name.replace("_", "-"))
-    for name in ("lr", "weight_decay"):
-        flag = "--" + name.replace("_", "-")
-        value = options.get(name)
-        if value is None:
-            raise click.UsageError(f"{flag} is missing: give it here or in --args.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise click.BadParameter(f"{value!r} is not a number", param_hint=flag)
-        if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0):
-            raise click.BadParameter(f"{value!r} is not {'positive' if name == 'lr' else '0 or more'}", param_hint=flag)
-    return options
+def _predict(
+        options: Mapping[str, Any], of_the_optimizer: Mapping[str, Any], shape: tuple[int, ...], steps_per_epoch: int,
+        start_norm: float, angle: float | None,
+) -> "tuple[Plan, list[str]]":
+    from smdtrack.theory import identify
+    from smdtrack.theory.plan import plan
+    from smdtrack.theory.schedule import optimizer_of, pieces
 
-
-def _read(path: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="--args") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{path} is not YAML: {str(error).splitlines()[0]}", param_hint="--args") from error
-    if not isinstance(content, dict):
-        raise click.BadParameter(f"{path} holds no options (timm's args.yaml is a mapping)", param_hint="--args")
-    return content
-
-
-def _scaled_lr(options: Mapping[str, Any]) -> float:
-    """timm's rule: lr_base times the batch over its base size, by the square root for Adam's kin and LAMB."""
-    batch = options["batch_size"] * options.get("world_size", 1) * options.get("grad_accum_steps", 1)
-    ratio = batch / options.get("lr_base_size", 256)
-    scale = options.get("lr_base_scale") or (
-        "sqrt" if any(part in str(options["opt"]).lower() for part in ("ada", "lamb")) else "linear")
-    return float(options["lr_base"] * (math.sqrt(ratio) if scale == "sqrt" else ratio))
+    decay = options["weight_decay"]
+    optimizer = optimizer_of(options["opt"], options["lr"], decay, shape, of_the_optimizer)
+    family = identify(optimizer)
+    group = dict(optimizer.param_groups[0])
+    schedule, remarks = pieces(optimizer, steps_per_epoch, options)
+    unit = None
+    if angle is not None and decay == 0:
+        unit = _UNIT_DECAY, family.line(
+            {**group, "lr": max(piece.lr for piece in schedule), "weight_decay": _UNIT_DECAY}, shape)
+    return plan(
+        schedule, lambda lr: family.line({**group, "lr": lr}, shape), decay,
+        warmup_epochs=options["warmup_epochs"] if options["sched"] != "none" else 0,
+        start_norm=start_norm, wanted_angle=angle, unit_decay=unit,
+    ), remarks
 
 
 def _positive(flag: str, value: float) -> None:
@@ -239,11 +185,16 @@ def _list(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False)
+    console.width = max(console.width, 80)
+    # the formulas and reasons are what one looks for; their sources need a wide terminal, or --json
+    columns = ("optimizer", "line", "Delta^2, or why not", "source")[: 4 if console.width >= 110 else 3]
     table = Table(box=None, pad_edge=False)
-    for column in ("optimizer", "line", "Delta^2, or why not", "source"):
+    for column in columns:
         table.add_column(column, no_wrap=column in ("optimizer", "line"))
     for entry in found:
-        table.add_row(entry.name, entry.kind, entry.reason or entry.formula, entry.source)
-    console = Console(highlight=False)
-    console.width = max(console.width, 130)
+        said = entry.formula if entry.kind == "from state" else entry.reason or entry.formula
+        table.add_row(*(entry.name, entry.kind, said, entry.source)[: len(columns)])
     console.print(table)
+    kinds = Counter(entry.kind for entry in found)
+    console.print(f"{len(found)} optimizers: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))

@@ -9,7 +9,7 @@ gradients that are white noise, and take the autocorrelation of its updates. Der
     H     = sum_k <u_t, g_{t-k}> / <g, g>    the gain of a constant pull, since for Gaussian gradients
                                              E[du_t/dg_{t-k}] = E[u_t g_{t-k}]/<g, g> (Stein's lemma), whatever u is
 
-Unknown optimizers are probed further for how decay, gradient scale and weight scale enter.
+Unknown optimizers are probed further (see `probing`).
 """
 
 import inspect
@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,9 +29,10 @@ from smdtrack.theory.updates import Updates, white
 _STEPS, _BURN_IN = 4096, 400
 _SHAPE = (32, 32)
 _SMALL_SIDE = 32
+# beyond this the longer side of a matrix only repeats what is there
+_LARGEST_ASPECT = 64
 _MOST_NUMBERS = 6_000_000
 _cache: dict[tuple[Any, ...], Updates] = {}
-
 
 _running: ContextVar[bool] = ContextVar("running", default=True)
 
@@ -55,7 +55,7 @@ def calibrated(optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int,
     """
     if not _running.get():
         return white()
-    key = (type(optimizer), _frozen(hyper_parameters(type(optimizer), group)), _stand_in(shape))
+    key = (type(optimizer), frozen(hyper_parameters(type(optimizer), group)), _stand_in(shape))
     if key not in _cache:
         # those that look at the shape (matrix functions) cost more per step; half of them is enough for 1 % of R
         most = _STEPS if shape is None else _STEPS // 2
@@ -86,7 +86,15 @@ def hyper_parameters(optimizer_class: type[Optimizer], group: Mapping[str, Any])
     return known
 
 
-def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def decay_argument(optimizer_class: type[Optimizer], value: float) -> dict[str, float]:
+    """Weight decay as an argument, where the constructor takes one."""
+    accepted = inspect.signature(optimizer_class.__init__).parameters
+    taken = "weight_decay" in accepted or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    return {"weight_decay": value} if taken else {}
+
+
+def frozen(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, repr(value)) for name, value in values.items()))
 
 
@@ -97,12 +105,12 @@ def _stand_in(shape: tuple[int, ...] | None) -> tuple[int, ...]:
     rows, columns = shape[0], math.prod(shape[1:])
     small, large = min(rows, columns), max(rows, columns)
     side = min(small, _SMALL_SIDE)
-    other = max(side, round(large * side / max(small, 1)))
+    other = max(side, min(round(large * side / max(small, 1)), side * _LARGEST_ASPECT))
     return (side, other) if rows <= columns else (other, side)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """The caller's random numbers, gradient mode and default type stay as they are; compilation is left out.
 
     Random numbers and compilation belong to the whole process. Beside a training that runs on, as on a writer thread
@@ -168,10 +176,11 @@ def _calibrate(
             noise.append(draw.flatten()[chosen])
         return draw
 
-    with _alone():
+    with alone():
         start = torch.randn(shape, generator=generator)
         for step, move in enumerate(run(
-                optimizer_class, {**arguments, "lr": lr, "weight_decay": 0.0}, start, gradient, _BURN_IN + steps)):
+                optimizer_class, {**arguments, "lr": lr, **decay_argument(optimizer_class, 0.0)}, start, gradient,
+                _BURN_IN + steps)):
             if step >= _BURN_IN:
                 moves.append(-move.flatten()[chosen] / lr)
         return measure(torch.stack(moves), torch.stack(noise))
@@ -215,64 +224,3 @@ def measure(moves: Tensor, gradients: Tensor) -> Updates:
         reach = min(steps // 4, 2 * reach)
     power = float(gradients.square().mean())
     return Updates(float(response.sum()), float(covariance[0]) / power, autocorrelation.clone(), memory)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How an unknown optimizer answers to weight decay and to scale.
-
-    Attributes:
-        decay_per_step: gamma at the group's lr and decay, as measured.
-        decay_needs_state: gamma changes with the size of the gradients.
-        norm_exponent: p of |u| ~ |g|^p at a fixed weight; with |g| ~ 1/||w||, p of |u| ~ ||w||^-p.
-        follows_weight: |u| goes with ||w||: a trust ratio.
-    """
-
-    decay_per_step: float
-    decay_needs_state: bool
-    norm_exponent: float
-    follows_weight: bool
-
-
-def probe(optimizer: Optimizer, group: Mapping[str, Any], lr: float, weight_decay: float) -> Probe:
-    """Runs an optimizer a few hundred steps with and without decay, at two sizes of gradient and of weight.
-
-    Derived here: the same noise with and without decay leaves a difference -gamma w per step; projected on a weight
-    that is large against the updates, and averaged after the filters have filled, it is gamma.
-    """
-    arguments = hyper_parameters(type(optimizer), group)
-    steps, settled = 400, 200
-
-    def mean_move(decay: float, gradient_scale: float, weight_scale: float) -> tuple[float, float, float]:
-        generator = torch.Generator().manual_seed(11)
-        direction = torch.randn(_SHAPE, generator=generator)
-        weight = direction * weight_scale
-        along = power = 0.0
-
-        def gradient(_: int) -> Tensor:
-            return torch.randn(_SHAPE, generator=generator) * gradient_scale
-
-        for step, move in enumerate(run(
-                type(optimizer), {**arguments, "lr": small_lr, "weight_decay": decay}, weight, gradient, steps)):
-            if step >= settled:
-                along += float((move * direction).sum() / (direction.square().sum() * weight_scale))
-                power += float(move.square().sum())
-        return -along / (steps - settled), math.sqrt(power / (steps - settled)), weight_scale
-
-    small_lr = min(lr, 1e-4)
-    decay = min(weight_decay, 1e-2) if weight_decay > 0 else 1e-2
-    with _alone():
-        gammas = []
-        for scale in (1.0, 10.0):
-            with_decay, _, _ = mean_move(decay, scale, 1.0)
-            without, _, _ = mean_move(0.0, scale, 1.0)
-            gammas.append((with_decay - without) / (small_lr * decay))
-        lengths = [mean_move(0.0, scale, 1.0)[1] for scale in (1.0, 10.0)]
-        heavy = mean_move(0.0, 1.0, 10.0)[1]
-    exponent = round(math.log10(lengths[1] / lengths[0]), 2) if min(lengths) > 0 else 0.0
-    return Probe(
-        decay_per_step=gammas[0] * lr * weight_decay,
-        decay_needs_state=abs(gammas[1] - gammas[0]) > 0.1 * max(abs(gammas[0]), 1e-12),
-        norm_exponent=exponent,
-        follows_weight=heavy > 3 * lengths[0],
-    )

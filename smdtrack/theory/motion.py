@@ -10,6 +10,7 @@ from smdtrack.theory.updates import Updates
 DERIVED = "derived here (general line: R from the impulse response)"
 ANY_GRADIENT = "exact for any autocorrelation of the gradients"
 WHITE = "gradients uncorrelated in time"
+ALL_AT_ONCE = "lr x wd takes away the whole weight in one step (gamma = {:.3g}): there is no equilibrium"
 NO_EQUILIBRIUM = "weight decay is 0: the norm only grows, there is no equilibrium; the drift-corrected line holds"
 
 
@@ -101,6 +102,8 @@ def line_of(motion: Motion, state_factor: float | None = None, alignment: float 
         return replace(line, memory=memory, decay_rate=gamma, angular_update=motion.fixed_angle)
     if not motion.equilibrium:
         return replace(line, memory=memory, decay_rate=gamma)
+    if not gamma < 1:
+        return replace(line, memory=memory, reason=ALL_AT_ONCE.format(gamma))
     if gamma <= 0:
         return replace(line, memory=memory, decay_rate=0.0, angular_update=0.0, reason=motion.reason or NO_EQUILIBRIUM)
     return replace(line, memory=memory, decay_rate=gamma, angular_update=math.sqrt(2 * gamma / memory))

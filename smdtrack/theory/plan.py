@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+from smdtrack.theory.advice import advice, warnings
 from smdtrack.theory.line import Line
 from smdtrack.theory.schedule import Piece
 from smdtrack.theory.transients import Leg, relax
 
 REACHED_WITHIN = 0.05
-SHORT_STAGE = 0.3
-LARGE_ANGLE = 0.1
+#: A decay of fewer pieces than this is one stage.
+_SMOOTH = 8
+_MOST_ROWS = 12
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Stage:
     lag: float | None
     reached: bool | None
 
+    @property
+    def epochs(self) -> str:
+        """From where to where, for people."""
+        return f"{round(self.first_epoch, 1):g}-{round(self.last_epoch, 1):g}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,16 +80,19 @@ def plan(
         warmup_epochs: float = 0.0,
         start_norm: float = 1.0,
         wanted_angle: float | None = None,
+        unit_decay: tuple[float, Line] | None = None,
 ) -> Plan:
     """Predicts a run from its schedule.
 
     Args:
         schedule: learning rates, piece by piece.
         line_at: the line at a learning rate.
-        weight_decay: in force, for advice.
+        weight_decay: in force, for advice (0: none).
         warmup_epochs: how long the warm-up lasts, for naming stages.
         start_norm: initial norm over the equilibrium norm at the largest learning rate.
         wanted_angle: radian per step at the largest learning rate, for advice.
+        unit_decay: some weight decay and the line under it at the largest learning rate, for advice where
+            `weight_decay` is 0.
     """
     legs = [Leg(piece.steps, line_at(piece.lr)) for piece in schedule]
     peak = line_at(max(piece.lr for piece in schedule))
@@ -96,34 +105,51 @@ def plan(
         step += leg.steps
         if points:
             curve.append((step, leg.line.angular_update or 0.0, points[index][1]))
-    warnings = _warnings(peak, stages, total, legs)
-    advice = _advice(peak, stages, total, weight_decay, wanted_angle)
-    return Plan(peak, stages, tuple(curve), total, tuple(warnings), tuple(advice))
+    found = warnings(peak, stages, total, legs)
+    asked = None if wanted_angle is None else (wanted_angle, *(unit_decay or (weight_decay, peak)))
+    changes = advice(peak, stages, total, weight_decay, asked)
+    return Plan(peak, stages, tuple(curve), total, tuple(found), tuple(changes))
 
 
 def _split(schedule: Sequence[Piece], warmup_epochs: float) -> list[tuple[str, int, int]]:
-    """Stages as (name, first piece, one past the last): warm-up, stretches of one lr, quarters of a smooth decay."""
+    """Stages as (name, first piece, one past the last): warm-up, stretches of one lr, smooth decays in quarters."""
     warm = 0
     while warm < len(schedule) and schedule[warm].epoch < warmup_epochs - 1e-9 and warmup_epochs > 0:
         warm += 1
     if warm and not schedule[0].lr < max(piece.lr for piece in schedule):
         warm = 0
     stages = [("warm-up", 0, warm)] if warm else []
-    runs: list[list[int]] = []
-    for index in range(warm, len(schedule)):
-        if runs and math.isclose(schedule[index].lr, schedule[runs[-1][0]].lr, rel_tol=1e-9):
-            runs[-1][1] = index + 1
+    moving: list[list[int]] = []
+    level = _level(schedule, warm)
+    # a drop every other epoch is a decay, too
+    least = 2 if sum(last - first > 1 for first, last in level) <= _MOST_ROWS else (len(schedule) - warm) / _MOST_ROWS
+    for first, last in level:
+        if last - first >= least or len(schedule) - warm < _SMOOTH:
+            stages.append(("constant", first, last))
+        elif moving and moving[-1][1] == first and schedule[first].lr <= schedule[first - 1].lr:
+            moving[-1][1] = last
         else:
-            runs.append([index, index + 1])
-    if len(runs) <= 12:
-        return stages + [("constant", first, last) for first, last in runs]
-    tail = None
-    if runs[-1][1] - runs[-1][0] > 1:
-        tail = runs.pop()
-    first, last = runs[0][0], runs[-1][1]
-    bounds = [first + round((last - first) * quarter / 4) for quarter in range(5)]
-    stages += [(f"decay {quarter + 1}/4", bounds[quarter], bounds[quarter + 1]) for quarter in range(4)]
-    return [*stages, ("cooldown", tail[0], tail[1])] if tail else stages
+            moving.append([first, last])
+    for number, (first, last) in enumerate(moving, 1):
+        if len(moving) > 1:
+            stages.append((f"cycle {number}", first, last))
+        elif last - first < _SMOOTH:
+            stages.append(("decay", first, last))
+        else:
+            bounds = [first + round((last - first) * quarter / 4) for quarter in range(5)]
+            stages += [(f"decay {quarter + 1}/4", bounds[quarter], bounds[quarter + 1]) for quarter in range(4)]
+    return sorted(stages, key=lambda stage: stage[1])
+
+
+def _level(schedule: Sequence[Piece], first: int) -> list[tuple[int, int]]:
+    """Stretches of one learning rate, from `first` on."""
+    runs: list[tuple[int, int]] = []
+    for index in range(first, len(schedule)):
+        if runs and math.isclose(schedule[index].lr, schedule[runs[-1][0]].lr, rel_tol=1e-9):
+            runs[-1] = runs[-1][0], index + 1
+        else:
+            runs.append((index, index + 1))
+    return runs
 
 
 def _time_constants(legs: Sequence[Leg]) -> float | None:
@@ -149,55 +175,3 @@ def _stage(
         _time_constants(legs[first:last]), angle, None if norm is None or math.isnan(norm) else norm, lag,
         None if lag is None else abs(lag - 1) <= REACHED_WITHIN,
     )
-
-
-def _warnings(
-        peak: Line, stages: Sequence[Stage], total: float | None, legs: Sequence[Leg],
-) -> list[str]:
-    found = []
-    if peak.reason:
-        found.append(peak.reason)
-    largest = max((leg.line.angular_update or 0.0 for leg in legs), default=0.0)
-    if largest > LARGE_ANGLE:
-        found.append(
-            f"lr x wd turns weights by {largest:.3g} rad per step, more than {LARGE_ANGLE}: too far for the loss to be "
-            "followed, and for the small-angle theory")
-    if total is not None and total < 1 and peak.trust is None:
-        found.append(
-            f"weight decay is too weak to matter in this run: it lasts {total:.2g} time constants, and equilibrium "
-            "takes about three")
-    elif peak.trust is None:
-        found += [
-            f"stage '{stage.name}' (epochs {stage.first_epoch:g}-{stage.last_epoch:g}) lasts "
-            f"{stage.time_constants:.2g} time constants: the norm cannot follow, the angle will lag its line"
-            for stage in stages
-            if stage.time_constants is not None and stage.time_constants < SHORT_STAGE and stage.name != "warm-up"
-        ]
-    return found
-
-
-def _advice(
-        peak: Line, stages: Sequence[Stage], total: float | None, weight_decay: float, wanted_angle: float | None,
-) -> list[str]:
-    found = []
-    if peak.angular_update and peak.trust is None and peak.norm_exponent is not None and peak.norm_exponent > -1:
-        exponent = 1 / (2 * (1 + peak.norm_exponent))
-        for before, after in pairwise(stages):
-            if before.angular_update is None or after.angular_update is None or after.lr_start >= before.lr_end / 1.5:
-                continue
-            drop = (before.angular_update / after.angular_update) ** 2 if after.angular_update else 0.0
-            ratio = before.lr_end / after.lr_start
-            if math.isclose(drop, ratio, rel_tol=0.05):
-                factor = ratio**-exponent
-                found.append(
-                    f"at epoch {after.first_epoch:g} (lr / {ratio:.3g}) multiply weight norms by {ratio:.3g}^-"
-                    f"{exponent:g} = {factor:.3g} and the momentum buffer by {1 / factor:.3g}: "
-                    f"smdtrack.rescale_weight_norms(optimizer, {factor:.4g}) puts the angle on its new line at once")
-        if wanted_angle is not None and weight_decay > 0:
-            wanted = weight_decay * (wanted_angle / peak.angular_update) ** 2
-            found.append(f"for {wanted_angle:.3g} rad per step at the largest lr: --weight-decay {wanted:.3g}")
-        if total is not None and 0 < total < 3 and weight_decay > 0:
-            found.append(
-                f"to pass three time constants within this run: --weight-decay {weight_decay * 3 / total:.2g} "
-                f"(angle {peak.angular_update * math.sqrt(3 / total):.3g} rad per step)")
-    return found

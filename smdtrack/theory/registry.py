@@ -26,6 +26,7 @@ from smdtrack.theory.rules_other import Rule, approximate, cautious
 from smdtrack.theory.settings import Setting
 
 _READ = "code read, not run"
+_CORRECTED = "corrected decay: Defazio, 2506.02285"
 
 RULES: dict[str, Rule] = {
     "torch.SGD": rules_sgd.sgd,
@@ -203,6 +204,9 @@ class Family:
             except (ValueError, KeyError, TypeError, ArithmeticError) as error:
                 # a line must never end somebody's training: what the hyper-parameters do not allow has none
                 motion = no_line(self.name, f"its hyper-parameters give none: {error}")
+            if setting.flag("corrected_weight_decay") and "lr wd" in motion.formula:
+                motion = replace(motion, formula=motion.formula.replace("lr wd", "(lr^2/lr_max) wd"),
+                                 source=f"{motion.source}; {_CORRECTED}")
             if self._lookahead and motion.updates is not None:
                 motion = _looking_ahead(motion, plain)
             if len(self._motions) > 4096:

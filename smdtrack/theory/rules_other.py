@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from smdtrack.theory import rules_adam, rules_sgd
 from smdtrack.theory import updates as up
-from smdtrack.theory.calibration import CannotRunError, calibrated, probe
+from smdtrack.theory.calibration import CannotRunError, calibrated
 from smdtrack.theory.motion import WHITE, Motion, no_line
+from smdtrack.theory.probing import probe
 from smdtrack.theory.settings import Setting
 
 Rule = Callable[[Setting], Motion]
@@ -60,11 +61,15 @@ def muon(setting: Setting) -> Motion:
 
 
 def kron(setting: Setting) -> Motion:
-    """timm Kron (PSGD): an average, whitened and capped in RMS; decay is added after the whitening in all variants."""
+    """timm Kron (PSGD): an average, whitened and capped in RMS; decay is added after the whitening in all variants.
+
+    The whitening takes memory out of the updates while it changes at every step: the angle is then 11 % above the line
+    (at a 16 x 16 weight), and within 2 % once the default schedule has brought the updates down to one in thirty.
+    """
     return Motion(
         "PSGD Kron", up.average(setting.momentum), step_size=setting.lr, decay=setting.decoupled_decay,
         kind="approximate", formula="2 lr wd (1-b)/(1+b)",
-        assumptions=(WHITE, "the preconditioner changes slowly against the momentum"),
+        assumptions=(WHITE, "the preconditioner is updated rarely: past the annealing of its update probability"),
     )
 
 
@@ -132,7 +137,7 @@ def unknown(setting: Setting) -> Motion:
         return no_line(name, "the learning rate is relative to the weight's own size")
     try:
         updates = calibrated(setting.optimizer, setting.group, setting.shape if len(setting.shape) > 1 else None)
-        seen = probe(setting.optimizer, setting.group, setting.lr, setting.weight_decay)
+        seen = probe(setting.optimizer, setting.group)
     except CannotRunError as error:
         return no_line(name, str(error))
     if seen.follows_weight:
@@ -142,7 +147,8 @@ def unknown(setting: Setting) -> Motion:
     if seen.decay_needs_state and setting.weight_decay > 0:
         return no_line(name, "weight decay passes through its normalisation, whose state is not known")
     return Motion(
-        name, updates, step_size=setting.lr, decay=seen.decay_per_step, norm_exponent=seen.norm_exponent,
-        kind="approximate", formula="2 gamma / R, both measured on white noise", source=CALIBRATED,
-        assumptions=(WHITE, "an optimizer without a rule of its own: calibrated"),
+        name, updates, step_size=setting.lr, decay=seen.decay(setting.lr, setting.weight_decay),
+        norm_exponent=seen.norm_exponent,
+        kind="calibrated", formula="2 gamma / R, both measured on white noise", source=CALIBRATED,
+        assumptions=(WHITE, "an optimizer without a rule of its own: calibrated, its decay measured, too"),
     )

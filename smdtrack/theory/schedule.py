@@ -1,8 +1,9 @@
 """The learning rate of every step of a timm recipe: timm's own scheduler, stepped over a dummy optimizer."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -42,10 +43,10 @@ def optimizer_of(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            weight = torch.nn.Parameter(torch.zeros(shape))
+            weight = torch.nn.Parameter(torch.empty(shape, device="meta"))
             optimizer: Optimizer = create_optimizer_v2(
                 [weight], name, lr=lr, weight_decay=weight_decay, **arguments)
-    except (TypeError, ValueError, AssertionError, ImportError) as error:
+    except (TypeError, ValueError, AssertionError, ImportError, ArithmeticError, LookupError) as error:
         raise SmdtrackError(f"--opt {name} cannot be made with these hyper-parameters: {error}") from error
     return optimizer
 
@@ -78,9 +79,9 @@ def pieces(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scheduler, epochs = create_scheduler_v2(optimizer, **arguments, updates_per_epoch=steps_per_epoch)
-    except (AssertionError, ValueError, TypeError) as error:
-        reason = str(error).rstrip(".")
-        raise SmdtrackError(f"--sched {sched} is refused by timm: {reason}; it may know {known}") from error
+    except (AssertionError, ValueError, TypeError, ArithmeticError) as error:
+        reason = str(error).rstrip(".") or "its options are out of range"
+        raise SmdtrackError(f"--sched {sched!r} is refused by timm: {reason}; it may know {known}") from error
     if scheduler is None and sched != "none":
         raise SmdtrackError(f"--sched {sched!r} is not a schedule of this timm's; it may know {known}")
     remarks = []
@@ -103,6 +104,12 @@ def pieces(
                 scheduler.step_update(middle)
             whole.append(Piece(epoch + first / steps_per_epoch, count, float(group["lr"])))
     return whole, remarks
+
+
+def rates(schedule: Iterable[Piece]) -> Iterator[float]:
+    """The learning rate of every optimizer step of a schedule."""
+    for piece in schedule:
+        yield from repeat(piece.lr, piece.steps)
 
 
 def _warm(scheduler: Any, epoch: int) -> None:

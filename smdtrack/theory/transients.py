@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +78,40 @@ def trajectory(
             growth = line.updates.memory * power
         yield Point(math.sqrt(squared), math.sqrt(power / squared))
         squared = squared * (1 - 2 * line.decay_rate) + growth
+
+
+def replay(
+        lines: Iterable[Line],
+        steps: Sequence[int],
+        effective_gradients: Sequence[float],
+        norm: float,
+        *,
+        coordinates: int | None = None,
+        betas: tuple[float, float] | None = None,
+) -> list[Point]:
+    """The trajectory that a run's own gradients give: what it would have done, were they white.
+
+    The squares of the measured gradients are interpolated between the sampled steps, and kept outside of them.
+
+    Args:
+        lines: the line in force at each step, from the optimizer's first on (`schedule.rates` gives the learning rates
+            of any timm schedule).
+        steps: sampled steps, counted from 1, increasing.
+        effective_gradients: ||g|| ||w|| at each of them.
+        norm: ||w|| at the start.
+        coordinates, betas: as in `trajectory`.
+
+    Returns:
+        One `Point` per line, up to the last sampled step.
+
+    Raises:
+        ValueError: where steps and gradients do not match, or a line has no trajectory.
+    """
+    if not steps or len(steps) != len(effective_gradients):
+        raise ValueError(f"{len(steps)} steps and {len(effective_gradients)} gradients; there must be one for each")
+    every = np.arange(1, steps[-1] + 1)
+    filled = np.sqrt(np.interp(every, steps, np.square(effective_gradients)))
+    return list(trajectory(lines, filled.tolist(), norm, coordinates=coordinates, betas=betas))
 
 
 class _Memory:

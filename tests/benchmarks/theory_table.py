@@ -1,6 +1,9 @@
 """Prediction against simulation for every timm optimizer, as a table.
 
     python -m tests.benchmarks.theory_table [NAME ...] [--markdown]
+
+The real optimizer on scale-invariant noise, one seed; closed forms are held to 1 %, all others to 2 %. The last lines
+sum up: the largest deviation of each kind, exceptions by name, and what missed its tolerance (exit code 1).
 """
 
 import sys
@@ -20,7 +23,9 @@ def main(arguments: list[str]) -> int:
     markdown = "--markdown" in arguments
     names = [name for name in arguments if not name.startswith("--")] or [*timm.optim.list_optimizers(), *(
         name for name in CASES if name.startswith("lookahead"))]
-    missed = 0
+    missed: list[str] = []
+    deviations: dict[str, list[float]] = {}
+    exceptions = []
     print("| optimizer | kind | R | gamma | predicted | measured | measured / predicted | drift-corrected | within |"
           if markdown else
           f"{'optimizer':18s} {'kind':12s} {'R':>7s} {'gamma':>9s} {'line':>9s} {'measured':>9s} {'ratio':>7s} "
@@ -35,7 +40,11 @@ def main(arguments: list[str]) -> int:
         row = compare(case)
         line = row.line
         good = row.deviation <= case.tolerance
-        missed += not good
+        if not good:
+            missed.append(name)
+        if case.remark:
+            exceptions.append(f"{name} {row.ratio:.3f} ({case.remark})")
+        deviations.setdefault(line.kind, []).append(row.deviation)
         shown = (
             line.kind, f"{line.memory or 0:.2f}", f"{line.decay_rate or 0:.2e}", f"{line.angular_update or 0:.6f}",
             f"{row.measured:.6f}", f"{row.ratio:.4f}", f"{row.corrected:.4f}",
@@ -47,6 +56,11 @@ def main(arguments: list[str]) -> int:
             widths = zip(shown, (-12, 7, 9, 9, 9, 7, 8, 6), strict=True)
             columns = [f"{text:<{-width}s}" if width < 0 else f"{text:>{width}s}" for text, width in widths]
             print(f"{name:18s}", *columns, f"{row.seconds:5.1f}", flush=True)
+    print()
+    for kind, found in deviations.items():
+        print(f"{kind}: {len(found)} optimizers, largest deviation {max(found):.2%}")
+    print(f"exceptions: {'; '.join(exceptions) or 'none'}")
+    print(f"missed: {', '.join(missed) or 'none'}")
     return 1 if missed else 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 from click.testing import CliRunner
@@ -123,6 +124,24 @@ def test_timms_args_file(tmp_path):
     (["--args", "/nowhere/args.yaml"], "/nowhere/args.yaml"),
     (["--opt", "sgd", *RECIPE, "--momentum", "1.5"], "momentum"),
     (["--opt", "sgd", *RECIPE, "--weight-shape", "3"], "--weight-shape"),
+    (["--opt", "fusedlamb", *RECIPE], "needs the package apex"),
+    (["--opt", "lookahead_bnblion", *RECIPE], "needs the package bitsandbytes"),
+    (["--opt", "adam-w", *RECIPE], "did you mean adamw"),
+    (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9"], "2 betas, not 1"),
+    (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.99", "0.999"], "2 betas, not 3"),
+    (["--opt", "adamw", *RECIPE, "--opt-eps", "nan"], "--opt-eps"),
+    (["--opt", "sgd", *RECIPE, "--opt-kwargs", "lr=5"], "'lr' is given by --lr"),
+    (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.9", "--opt-kwargs", "betas=(.9,.9)"], "--opt-betas"),
+    (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "inf", "--steps-per-epoch", "10"], "--weight-decay"),
+    (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-epochs", "0"], "--decay-epochs"),
+    (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "nan"], "--decay-rate"),
+    (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "2"], "--decay-rate"),
+    (["--opt", "sgd", *RECIPE, "--sched", "multistep", "--decay-milestones", "30", "20"], "--decay-milestones"),
+    (["--opt", "sgd", *RECIPE, "--min-lr", "5"], "above the learning rate"),
+    (["--opt", "sgd", *RECIPE, "--warmup-epochs", "-1"], "--warmup-epochs"),
+    (["--opt", "sgd", *RECIPE, "--warmup-lr", "nan"], "--warmup-lr"),
+    (["--opt", "sgd", *RECIPE, "--lr-cycle-mul", "0"], "--lr-cycle-mul"),
+    (["--opt", "sgd", *RECIPE, "--epochs", "1000000000"], "--epochs"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
     result = predict(*arguments)
@@ -132,14 +151,92 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
     assert result.stdout == ""
 
 
-def test_a_file_that_is_no_mapping(tmp_path):
+@pytest.mark.parametrize(("text", "says"), [
+    ("- a\n- b\n", "holds no options"),
+    ("opt: [sgd\nlr: 0.1\n", "line 2 is not YAML"),
+    ("opt: sgd\nlr: 0.1\nweight_deacy: 0.1\n", "did you mean weight_decay?"),
+    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: many\n", "'many' is not a number"),
+    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: 2.5\n", "2.5 is not a whole number"),
+    ("opt: 5\nlr: 0.1\nweight_decay: 0\n", "5 is not a name"),
+    ("opt: sgd\nlr: true\nweight_decay: 0\n", "True is not a number"),
+    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nopt_kwargs: foo\n", "key: value"),
+    ("opt: adamw\nlr: 0.1\nweight_decay: 0\nopt_betas: 0.9\n", "2 betas, not 1"),
+    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nsched_on_updates: 3\n", "neither true nor false"),
+    ("opt: sgd\nlr_base: 0.1\nbatch_size: many\nweight_decay: 0\n", "'many' is not a number"),
+])
+def test_a_broken_file_is_one_line_and_exit_code_2(tmp_path, text, says):
     path = tmp_path / "args.yaml"
-    path.write_text("- a\n- b\n")
-    assert predict("--args", str(path)).exit_code == 2
-    path.write_text("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: many\n")
+    path.write_text(text)
     result = predict("--args", str(path), "--steps-per-epoch", "3")
     assert result.exit_code == 2
-    assert "'many' is not a number" in result.stderr
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_numbers_that_yaml_takes_for_text(tmp_path):
+    """YAML 1.1 wants a dot in 1e-3; timm's train.py reads such a file, since argparse converts it."""
+    path = tmp_path / "args.yaml"
+    path.write_text("opt: adamw\nlr: 1e-3\nweight_decay: 5e-2\nepochs: 2\nsched: none\n")
+    found = document("--args", str(path), "--steps-per-epoch", "3")
+    assert found["decay_rate"] == pytest.approx(5e-5)
+
+
+def test_the_rate_scaled_by_the_batch_says_for_how_many_processes(tmp_path):
+    path = tmp_path / "args.yaml"
+    path.write_text("opt: sgd\nlr: null\nlr_base: 0.1\nlr_base_size: 256\nbatch_size: 512\nweight_decay: 0.0001\n")
+    assert "one process" in " ".join(predict("--args", str(path), "--steps-per-epoch", "9").output.split())
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "120"])
+def test_it_fits_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    arguments = ("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--epochs", "90", "--sched-on-updates",
+                 "--steps-per-epoch", "1251", "--warmup-epochs", "5", "--angle", "0.001")
+    lines = predict(*arguments).output.splitlines()
+    assert max(map(len, lines)) <= max(80, int(columns))
+    assert not any("…" in line for line in lines)
+    step = predict("--opt", "momentum", *RECIPE, "--sched", "step", "--decay-epochs", "30", "--epochs", "90").output
+    assert any("rescale_weight_norms(optimizer, 0.5623)" in line for line in step.splitlines()), "whole, to be copied"
+
+
+def test_advice_names_all_drops_of_one_size_once():
+    output = predict("--opt", "momentum", *RECIPE, "--sched", "step", "--decay-epochs", "30", "--epochs", "90").output
+    assert output.count("rescale_weight_norms") == 1
+    assert "at epochs 30 and 60 (lr / 10)" in " ".join(output.split())
+
+
+def test_a_wanted_angle_without_decay_or_under_a_trust_ratio():
+    arguments = ("--steps-per-epoch", "10", "--epochs", "2", "--sched", "none", "--angle", "0.01")
+    advised = predict("--opt", "momentum", "--lr", "0.1", "--weight-decay", "0", *arguments).output
+    assert "--weight-decay 0.00095" in advised
+    assert "--lr times 0.1" in predict("--opt", "lamb", "--lr", "0.1", "--weight-decay", "0.1", *arguments).output
+
+
+def test_a_decay_that_takes_all_at_once_has_no_line_and_says_so():
+    result = predict("--opt", "sgd", "--lr", "1e200", "--weight-decay", "1e200", "--steps-per-epoch", "9", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["angular_update"] is None
+    assert "whole weight in one step" in result.stderr
+
+
+QUARTERS = [f"decay {quarter}/4" for quarter in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("arguments", "names"), [
+    (["--sched", "cosine"], ["warm-up", *QUARTERS]),
+    (["--sched", "step", "--decay-epochs", "20"], ["warm-up", "constant", "constant", "constant"]),
+    (["--sched", "step", "--decay-epochs", "2.4", "--decay-rate", ".97", "--cooldown-epochs", "0"],
+     ["warm-up", *QUARTERS]),
+    (["--sched", "wsd", "--warmup-prefix"], ["warm-up", "constant", *QUARTERS]),
+    (["--sched", "cosine", "--lr-cycle-limit", "2"], ["warm-up", "cycle 1", "cycle 2"]),
+    (["--sched", "cosine", "--cooldown-epochs", "5"],
+     ["warm-up", *(f"decay {quarter}/4" for quarter in (1, 2, 3, 4)), "constant"]),
+])
+def test_stages(arguments, names):
+    found = document("--opt", "momentum", *RECIPE, "--epochs", "60", "--warmup-epochs", "5", *arguments)
+    assert [stage["name"] for stage in found["stages"]] == names
+    edges = [(stage["first_epoch"], stage["last_epoch"]) for stage in found["stages"]]
+    assert all(one[1] == other[0] for one, other in pairwise(edges))
 
 
 def test_help_has_an_example():

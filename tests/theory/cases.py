@@ -68,10 +68,9 @@ def _cases() -> list[Case]:
     muons = ("muon", "nmuon", "adamuon", "nadamuon")
     cases += [Case(name, 1e-3, 0.5, tolerance=0.02, settle=300, steps=1200) for name in muons]
     cases += [Case("adahessian", 1e-3, 0.25, BETAS, against="drift")]
-    cases += [Case(
-        name, **ADAPTIVE, shape=(16, 16), tolerance=0.05,
-        remark="exception: the preconditioner never stands still; 2.3-3.3 % above the line, 4.6 % in a shorter run",
-    ) for name in ("kron", "kronw", "kronc")]
+    # Kron updates its preconditioner at every step at first and rarely after 4000: its line is that of the latter
+    cases += [Case(name, **ADAPTIVE, shape=(16, 16), tolerance=0.02, settle=5000, steps=4000) for name in (
+        "kron", "kronw", "kronc")]
     cases += [Case("lookahead_momentum", 0.1, 1e-3), Case("lookahead_adamw", **ADAPTIVE, arguments=BETAS)]
     return cases
 

@@ -10,7 +10,7 @@ import torch
 
 from smdtrack.theory import Line
 from tests.theory.cases import Case
-from tests.theory.simulator import Simulation, at_equilibrium
+from tests.theory.simulator import Simulation, Trace, at_equilibrium
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,18 @@ def compare(case: Case, seed: int = 0) -> Row:
     simulation.run(case.settle, sample=0)
     trace = simulation.run(case.steps)
     line = simulation.line()
-    corrected = line.drift_corrected(trace.drift)
+    corrected = _corrected(line, trace)
     return Row(
         case, line, trace.angle,
         trace.angle / trace.line if trace.line and not math.isnan(trace.line) else math.nan,
         trace.angle / corrected if corrected else math.nan,
         trace.drift, time.perf_counter() - began,
     )
+
+
+def _corrected(line: Line, trace: Trace) -> float | None:
+    """The drift-corrected line over the trace; where the line itself moves (nadam, adagrad), by its mean."""
+    if line.trust is not None or not line.angular_update or math.isnan(trace.line):
+        return line.drift_corrected(trace.drift)
+    relative = (line.drift_corrected(trace.drift) or 0.0) / line.angular_update
+    return trace.line * relative

@@ -2,10 +2,13 @@
 
 import pytest
 import timm.optim
+import torch
 
+from smdtrack.theory import identify
+from smdtrack.theory.calibration import without_running
 from smdtrack.theory.catalogue import entry
 from tests.theory.cases import CASES
-from tests.theory.comparison import compare
+from tests.theory.comparison import build, compare
 
 FAST = ("momentum", "sgd", "sgdp", "novograd", "adamw", "adam", "cadamw", "lamb", "lars", "lookahead_momentum")
 
@@ -29,3 +32,12 @@ def test_no_optimizer_is_forgotten():
         found = entry(name)
         assert found.reason
         assert not found.installed or found.kind == "none"
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended")
+def test_closed_forms_are_held_to_one_percent_and_all_others_to_two():
+    for case in CASES.values():
+        optimizer = build(case)([torch.nn.Parameter(torch.zeros(case.shape))])
+        with without_running():
+            line = identify(optimizer).line(optimizer.param_groups[0], case.shape)
+        assert case.tolerance <= (0.01 if line.kind == "closed form" else 0.02) or case.remark, case.name

@@ -33,8 +33,8 @@ def test_a_tenfold_drop_is_on_its_new_line_within_five_steps(case, rescaled):
         assert soon == pytest.approx(new.angular_update, rel=0.03)
     else:
         assert soon < 0.5 * new.angular_update
-        later = simulation.run(500, sample=0)
-        assert math.sqrt(sum(later.angle2[-100:]) / 100) < 0.7 * new.angular_update
+        later = simulation.run(2000, sample=0)
+        assert math.sqrt(sum(later.angle2[-100:]) / 100) < 0.9 * new.angular_update, "thousands of steps"
 
 
 def test_the_state_follows_the_norm():

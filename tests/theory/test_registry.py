@@ -47,7 +47,10 @@ def test_adam_and_adamw_are_told_apart_by_flag_not_name():
 def test_corrected_decay_goes_with_the_square_of_the_learning_rate():
     optimizer = create_optimizer_v2([weight()], "adamc", lr=1e-2, weight_decay=0.1)
     optimizer.param_groups[0]["lr"] = 1e-3
-    assert only_line(optimizer).decay_rate == pytest.approx(1e-3**2 / 1e-2 * 0.1)
+    line = only_line(optimizer)
+    assert line.decay_rate == pytest.approx(1e-3**2 / 1e-2 * 0.1)
+    assert line.formula == "2 (lr^2/lr_max) wd (1-b1)/(1+b1)"
+    assert "2506.02285" in line.source
 
 
 def test_without_decay_there_is_no_equilibrium_but_a_drift_corrected_line():
@@ -90,7 +93,7 @@ def test_an_unknown_optimizer_is_calibrated_and_says_so():
                     parameter.data.mul_(1 - group["lr"] * group["weight_decay"]).sub_(3 * group["lr"] * buffer)
 
     line = only_line(SignAverage([weight()], lr=1e-2, weight_decay=0.1))
-    assert line.kind == "approximate"
+    assert line.kind == "calibrated"
     assert line.memory == pytest.approx(9.0, rel=0.01)
     assert line.decay_rate == pytest.approx(1e-3, rel=0.02)
     assert line.norm_exponent == pytest.approx(1.0, abs=0.02)

@@ -71,8 +71,10 @@ def test_time_constant_is_the_rate_at_which_the_norm_comes_home(name, power, tol
     assert excess[1] / excess[0] == pytest.approx(math.exp(-1), rel=tolerance)
 
 
-def test_angles_over_many_steps():
-    simulation = Simulation(build(RUNS["momentum"]))
+@pytest.mark.parametrize("name", ["momentum", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "sgd", "adamw", "cadamw"))])
+def test_angles_over_many_steps(name):
+    simulation = Simulation(build(RUNS[name]))
     at_equilibrium(simulation)
     simulation.run(500, sample=0)
     line = simulation.line()
@@ -84,6 +86,30 @@ def test_angles_over_many_steps():
         pairs = torch.arange(0, len(kept) - lag, max(1, lag // 5)).tolist()
         measured = math.sqrt(sum(angle_between(kept[i], kept[i + lag]) ** 2 for i in pairs) / len(pairs))
         assert measured == pytest.approx(line.lag_angle(lag), rel=0.03), lag
+
+
+@pytest.mark.parametrize(("k", "ratio"), [
+    pytest.param(4, 1.88, marks=pytest.mark.slow), (16, 3.14), pytest.param(64, 4.02, marks=pytest.mark.slow)])
+def test_k_small_steps_against_one_step_of_the_k_fold_batch_and_rate(k, ratio):
+    """Linear scaling by simulation: batch B at lr against batch kB, whose noise is smaller by sqrt(k), at k lr."""
+    lr, decay, steps = 2e-3, 2e-3, 2500
+
+    def run(scale):
+        case = Case("momentum", scale * lr, decay)
+        simulation = Simulation(build(case), effective_gradient=1 / math.sqrt(scale))
+        at_equilibrium(simulation)
+        simulation.run(400, sample=0)
+        return simulation
+
+    small, large = run(1), run(k)
+    kept = [small.weight.detach().clone()]
+    for _ in range(steps):
+        small.run(1, sample=0)
+        kept.append(small.weight.detach().clone())
+    over_k = [angle_between(kept[i], kept[i + k]) ** 2 for i in range(0, steps - k, max(1, k // 8))]
+    measured = math.sqrt(sum(over_k) / len(over_k)) / large.run(steps, sample=0).angle
+    assert measured == pytest.approx(ratio, rel=0.02)
+    assert small.line().linear_scaling_ratio(k) == pytest.approx(ratio, abs=0.005)
 
 
 def test_legs_before_training_agree_with_the_recursion():
