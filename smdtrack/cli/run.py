@@ -97,7 +97,7 @@ def _report(outcome: Any) -> None:
     if rank() != 0:
         return
     if not outcome.optimizers:
-        click.echo("smdtrack: nothing was tracked: the script made no optimizer step", err=True)
+        click.echo("smdtrack: nothing was tracked: the script made no optimizer step that could be measured", err=True)
     for tracker in outcome.trackers:
         summary = tracker.summary()
         if summary is None:
