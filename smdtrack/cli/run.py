@@ -88,6 +88,13 @@ def _announce(tracker: Any) -> None:
         f" ({chosen.share_of_parameters:.0%} of its parameters), recorded in {tracker.folder}",
         err=True,
     )
+    if tracker.resumed_from is not None:
+        there = tracker.resumed_from
+        click.echo(
+            f"smdtrack: the training goes on from a checkpoint at step {there.step} of {there.folder}, in a run of its"
+            f" own; --resume-run {shlex.quote(str(there.folder))} goes on in that one",
+            err=True,
+        )
 
 
 def _report(outcome: Any) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from smdtrack.notices import notify
 from smdtrack.record.reader import read_run
-from smdtrack.record.run import Point, RunInfo, Sample, points
+from smdtrack.record.run import Point, RunInfo, Sample, points, samples_between
 from smdtrack.record.store import LocalStore
 from smdtrack.record.summary import Summary, summarize
 from smdtrack.sinks.protocol import Sink
@@ -22,6 +24,9 @@ FLUSH_SAMPLES = 50
 FLUSH_SECONDS = 2.0
 _RETRY_SECONDS = 10.0
 _OWED_POINTS = 500_000
+#: What a tracker gets in one call, and how long it may take at a time while training goes on.
+_POINTS_PER_WRITE = 5000
+_DELIVERY_SECONDS = 5.0
 
 
 @dataclass
@@ -137,15 +142,34 @@ class Writer:
         try:
             if not feed.started:
                 feed.sink.start(self.info)
+                feed.owed[:0] = self._owed_of_the_past(feed.sink)
                 feed.started = True
                 if self._store is not None:
                     self._store.note_sink(feed.sink.name, feed.sink.where())
-            if feed.owed:
-                feed.sink.write(feed.owed)
-                feed.owed = []
+            self._send(feed, np.inf if last_try else _DELIVERY_SECONDS)
             feed.failing = False
         except Exception as error:
             self._failed(feed, error)
+
+    def _send(self, feed: _Feed, seconds: float) -> None:
+        """Sends what is owed, steps whole; after so many seconds the rest waits, for the local record must go on."""
+        until = time.monotonic() + seconds
+        while feed.owed and time.monotonic() < until:
+            end = min(_POINTS_PER_WRITE, len(feed.owed))
+            while end < len(feed.owed) and feed.owed[end].step == feed.owed[end - 1].step:
+                end += 1
+            feed.sink.write(feed.owed[:end])
+            del feed.owed[:end]
+
+    def _owed_of_the_past(self, sink: Sink) -> list[Point]:
+        """What the record of a run that goes on has, and the sink has not: killed in mid-run, it owes the last ones."""
+        reached = getattr(sink, "reached", lambda: None)() if self.info.earlier is not None else None
+        if reached is None or self.info.earlier is None:
+            return []
+        thinner = ReferenceThinner()
+        past = samples_between(read_run(self.info.folder), reached, self.info.earlier.last_step)
+        owed = [point for sample in past for point in thinner.thin(points(sample, self.info.weights))]
+        return sorted([*owed, *thinner.last_points()], key=lambda point: point.step)[-_OWED_POINTS:]
 
     def _failed(self, feed: _Feed, error: Exception) -> None:
         feed.retry_at = time.monotonic() + _RETRY_SECONDS
