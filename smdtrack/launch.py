@@ -6,7 +6,7 @@ import runpy
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,12 +40,14 @@ class Outcome:
         trackers: One for each set of weights that was stepped and has scale-invariant ones.
         optimizers: So many optimizers stepped.
         interrupted: Whether Ctrl-C ended the script.
+        forked: Whether this is a child that the script forked and that came back here: the parent reports.
     """
 
     exit_code: int = 0
     trackers: tuple[Tracker, ...] = ()
     optimizers: int = 0
     interrupted: bool = False
+    forked: bool = False
 
 
 class Instrumentation:
@@ -233,7 +235,7 @@ def run_module(module: str, args: Sequence[str], options: Options, announce: Ann
 def _run(body: Callable[[], object], options: Options, announce: Announce | None) -> Outcome:
     instrumentation = Instrumentation(options, announce)
     outcome = Outcome()
-    status = "failed"
+    status, process = "failed", os.getpid()
     try:
         body()
         status = "finished"
@@ -247,11 +249,18 @@ def _run(body: Callable[[], object], options: Options, announce: Announce | None
         outcome.exit_code = 1
         _print_as_python_would(*sys.exc_info())
     finally:
-        sys.stdout.flush()
+        _flush_stdout()
         instrumentation.stop(status)
-        outcome.trackers = tuple(instrumentation.trackers)
+        outcome.forked = os.getpid() != process
+        outcome.trackers = () if outcome.forked else tuple(instrumentation.trackers)
         outcome.optimizers = instrumentation.optimizers
     return outcome
+
+
+def _flush_stdout() -> None:
+    """The script's words come before ours; where nobody listens any more, Python says so when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
 
 
 def _exit_code(stop: SystemExit) -> int:

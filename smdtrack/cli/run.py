@@ -101,7 +101,7 @@ def _report(outcome: Any) -> None:
     from smdtrack.cli._summary import print_summary
     from smdtrack.tracking.tracker import rank
 
-    if rank() != 0:
+    if rank() != 0 or outcome.forked:
         return
     if not outcome.optimizers:
         click.echo("smdtrack: nothing was tracked: the script made no optimizer step that could be measured", err=True)

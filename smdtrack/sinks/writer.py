@@ -123,12 +123,24 @@ class Writer:
             try:
                 self._store.append(samples)
             except Exception as error:
-                self._store = None
-                notify(f"the local record in {self.info.folder} stopped ({_one_line(error)}); trackers go on")
+                self._give_up_the_record(error)
         for feed in self._feeds:
             for sample in samples:
                 self._owe(feed, feed.thinner.thin(points(sample, self.info.weights)))
             self._deliver(feed)
+
+    def _note(self, sink: Sink) -> None:
+        where = sink.where()
+        if self._store is None:
+            return
+        try:
+            self._store.note_sink(sink.name, where)
+        except Exception as error:
+            self._give_up_the_record(error)
+
+    def _give_up_the_record(self, error: Exception) -> None:
+        self._store = None
+        notify(f"the local record in {self.info.folder} stopped ({_one_line(error)}); trackers go on")
 
     def _owe(self, feed: _Feed, new: Any) -> None:
         feed.owed.extend(new)
@@ -144,8 +156,7 @@ class Writer:
                 feed.sink.start(self.info)
                 feed.owed[:0] = self._owed_of_the_past(feed.sink)
                 feed.started = True
-                if self._store is not None:
-                    self._store.note_sink(feed.sink.name, feed.sink.where())
+                self._note(feed.sink)
             self._send(feed, np.inf if last_try else _DELIVERY_SECONDS)
             feed.failing = False
         except Exception as error:
@@ -181,20 +192,23 @@ class Writer:
         stored = self._store is not None
         try:
             self.summary = summarize(read_run(self.info.folder)) if stored else None
-            if self._store is not None:
-                self._store.close(self._status, self.summary.to_json() if self.summary else None)
         except Exception as error:
             notify(f"the summary could not be made ({_one_line(error)}); the samples are in {self.info.folder}")
+        if self._store is not None:
+            try:
+                self._store.close(self._status, self.summary.to_json() if self.summary else None)
+            except Exception as error:
+                self._give_up_the_record(error)
         for feed in self._feeds:
             self._owe(feed, feed.thinner.last_points())
             self._deliver(feed, last_try=True)
             if feed.started:
                 try:
                     feed.sink.finish(self.info, self.summary, self._status)
-                    if self._store is not None:  # a script's run may have appeared only since the sink was started
-                        self._store.note_sink(feed.sink.name, feed.sink.where())
+                    self._note(feed.sink)  # a script's run may have appeared only since the sink was started
                 except Exception as error:
-                    notify(f"{feed.sink.name} could not end its run: {_one_line(error)}")
+                    if not feed.failing:  # that it fails has been said
+                        notify(f"{feed.sink.name} could not end its run: {_one_line(error)}")
 
 
 def _bound(sink: Sink) -> bool:

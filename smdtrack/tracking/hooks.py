@@ -1,5 +1,6 @@
 """The two hooks around every optimizer step of the process: all that smdtrack puts into somebody's training."""
 
+import os
 import sys
 import threading
 import weakref
@@ -63,6 +64,14 @@ class _StepHooks:
     def remove(self, listener: StepListener) -> None:
         self._listeners = [other for other in self._listeners if other is not listener]
         if not self._listeners and not self._stack():
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    def forget(self) -> None:
+        """In a forked child: what the parent watches is the parent's."""
+        self._listeners = []
+        if not self._stack():
             for handle in self._handles:
                 handle.remove()
             self._handles = []
@@ -154,6 +163,8 @@ _must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 _hooks = _StepHooks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_hooks.forget)
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

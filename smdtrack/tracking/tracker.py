@@ -136,6 +136,11 @@ class Tracker:
         if self._writer is not None:
             self._writer.close(status)
 
+    def abandon(self) -> None:
+        """Ends the tracking in a forked child, where no writer runs: the record is the parent's, who goes on."""
+        self._closed = True
+        self._release()
+
     def __enter__(self) -> "Tracker":
         return self
 

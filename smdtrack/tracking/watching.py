@@ -1,6 +1,7 @@
 """`watch`: tracking in one's own loop."""
 
 import atexit
+import os
 import sys
 import weakref
 from collections.abc import Sequence
@@ -103,6 +104,15 @@ def start(
 
 def _open_trackers() -> list[Tracker]:
     return [tracker for tracker in _trackers if not tracker.closed]
+
+
+def _abandon_all() -> None:
+    for tracker in _open_trackers():
+        tracker.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _detach_all() -> None:
