@@ -241,7 +241,8 @@ def _run(body: Callable[[], object], options: Options, announce: Announce | None
         status = "finished"
     except SystemExit as stop:
         outcome.exit_code = _exit_code(stop)
-        status = "failed" if outcome.exit_code else "finished"
+        # 130 is what a script that has caught Ctrl-C itself ends with.
+        status = {0: "finished", 130: "interrupted"}.get(outcome.exit_code, "failed")
     except KeyboardInterrupt:
         outcome.exit_code, outcome.interrupted, status = 130, True, "interrupted"
         _print_as_python_would(*sys.exc_info())
