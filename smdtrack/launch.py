@@ -96,7 +96,8 @@ class Instrumentation:
             if tracker is not None:
                 tracker.before_step(optimizer, has_closure)
                 if self._announce is not None and rank() == 0:
-                    self._announce(tracker)
+                    with suppress(OSError, ValueError):  # nobody listens any more
+                        self._announce(tracker)
         except Exception as error:
             reason = str(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {error}"
             notify(f"{type(optimizer).__name__} is not tracked: {reason}")

@@ -1,9 +1,11 @@
 """`smdtrack run`: wrap an unmodified training script."""
 
+import os
 import shlex
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,13 @@ def command(
     _check_folder(options["folder"])
     settings = Options(sinks=sinks or None, params={"command": shlex.join([script, *args])}, **options)
     outcome = (run_module if module else run_script)(script, args, settings, _announce)
-    _report(outcome)
+    try:
+        _report(outcome)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError, SystemExit):  # rich exits where a pipe is broken
+        # Nobody listens any more. What is still to be said goes nowhere, or Python would end with a code of its own.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if outcome.interrupted:
         # Die of the signal, as the script would have: a shell loop around it stops, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)

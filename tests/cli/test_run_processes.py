@@ -31,7 +31,7 @@ def trained(steps):
     torch.manual_seed(0)
     model = network()
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), steps)
-    return float(sum(parameter.double().sum() for parameter in model.parameters()))
+    return float(sum(parameter.detach().double().sum() for parameter in model.parameters()))
 """
 
 
@@ -97,6 +97,18 @@ def test_a_reader_that_has_gone_costs_the_script_what_it_costs_alone_and_no_reco
     assert folder.record().summary is not None
 
 
+def test_where_stderr_has_no_reader_the_exit_code_is_still_the_script_s(folder: Folder) -> None:
+    body = "import warnings\nwarnings.simplefilter('error')\nprint(trained(4), flush=True)\nsys.exit(6)\n"
+    process = folder.start(body)
+    assert process.stderr is not None
+    process.stderr.close()
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 6
+    assert out
+    assert folder.record().steps.tolist() == [2, 4]
+    assert folder.record().summary is not None
+
+
 def test_sigterm_ends_the_script_as_it_would_alone_and_the_record_can_be_read(folder: Folder) -> None:
     with folder.start("while True:\n    trained(50)\n    print('ready', flush=True)\n") as process:
         deadline = time.monotonic() + 120
@@ -131,7 +143,7 @@ if child == 0:
     sys.exit(3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 train(model, optimizer, 3)
-print(float(sum(parameter.double().sum() for parameter in model.parameters())))
+print(float(sum(parameter.detach().double().sum() for parameter in model.parameters())))
 """
     code, out, err = folder.run(body)
     assert (code, out) == folder.run(body, wrapped=False)[:2]
@@ -177,7 +189,7 @@ if __name__ == "__main__":
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
-    print(float(sum(parameter.double().sum() for parameter in model.parameters())))
+    print(float(sum(parameter.detach().double().sum() for parameter in model.parameters())))
 """
     code, out, err = folder.run(body, context)
     assert (code, out) == folder.run(body, context, wrapped=False)[:2], err

@@ -1,7 +1,9 @@
 """A fault in each part of the tracker: one warning, and training that ends in the same bits."""
 
 import errno
+import io
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -285,3 +287,24 @@ def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
     (without, _), (with_smdtrack, messages) = ending(False), ending(True)
     assert_same_bits(without, with_smdtrack)
     assert sum("measuring stopped" in message for message in messages) == 1
+
+
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_a_stderr_that_is_closed(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Probe, "begin", raising)
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    ends = []
+    for watched in (False, True):
+        seed_everything(4)
+        model = tiny()
+        optimizer = sgd(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)  # type: ignore[arg-type]
+            tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
+            train(model, optimizer, 3)
+            if tracker is not None:
+                tracker.detach()
+        ends.append(everything(model, [optimizer]))
+    assert_same_bits(*ends)
