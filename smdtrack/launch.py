@@ -6,7 +6,7 @@ import runpy
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from smdtrack.notices import SmdtrackError, notify
-from smdtrack.tracking.discovery import models_of, parameters_of, steps_taken
+from smdtrack.tracking.discovery import models_of, parameters_of
 from smdtrack.tracking.hooks import add_listener, remove_listener
 from smdtrack.tracking.options import Options
+from smdtrack.tracking.resume import Before, state_before
 from smdtrack.tracking.selection import UnmatchedGlobError
 from smdtrack.tracking.sharding import is_dtensor
 from smdtrack.tracking.tracker import Tracker, rank
@@ -39,12 +40,14 @@ class Outcome:
         trackers: One for each set of weights that was stepped and has scale-invariant ones.
         optimizers: So many optimizers stepped.
         interrupted: Whether Ctrl-C ended the script.
+        forked: Whether this is a child that the script forked and that came back here: the parent reports.
     """
 
     exit_code: int = 0
     trackers: tuple[Tracker, ...] = ()
     optimizers: int = 0
     interrupted: bool = False
+    forked: bool = False
 
 
 class Instrumentation:
@@ -90,13 +93,15 @@ class Instrumentation:
                 earlier.follow(optimizer)
                 return
             tracker = self._track(optimizer)
+            if tracker is not None:
+                tracker.before_step(optimizer, has_closure)
+                if self._announce is not None and rank() == 0:
+                    with suppress(OSError, ValueError):  # nobody listens any more
+                        self._announce(tracker)
         except Exception as error:
             reason = str(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {error}"
             notify(f"{type(optimizer).__name__} is not tracked: {reason}")
             self._known[optimizer] = None
-            return
-        if tracker is not None:
-            tracker.before_step(optimizer, has_closure)
 
     def after_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Nothing: the trackers listen for themselves."""
@@ -119,15 +124,21 @@ class Instrumentation:
             except UnmatchedGlobError:
                 raise
             except SmdtrackError as error:
-                self._waiting[optimizer] = InputCapture(models[:_MOST_MODELS], str(error), steps_taken(optimizer) or 0)
+                before = self._state_before(optimizer)
+                self._waiting[optimizer] = InputCapture(models[:_MOST_MODELS], str(error), before)
                 return None
         else:
             capture.remove()
             if capture.model is None:
                 raise SmdtrackError(capture.reason)
-            tracker = start(capture.model, optimizer, self._options, capture.example, capture.steps_before + 1)
+            tracker = start(capture.model, optimizer, self._options, capture.example, capture.before)
         self._known[optimizer] = tracker
         return self._begun(tracker, optimizer)
+
+    def _state_before(self, optimizer: Optimizer) -> Before:
+        parameters = parameters_of(optimizer)
+        whole = not any(is_dtensor(parameter) for parameter in parameters)
+        return state_before(optimizer, parameters, whole and rank() == 0, self._options.resume_run is not None)
 
     def _begun(self, tracker: Tracker, optimizer: Optimizer) -> Tracker | None:
         if not tracker.selection.weights:
@@ -137,8 +148,6 @@ class Instrumentation:
             self._known[optimizer] = None
             return None
         self.trackers.append(tracker)
-        if self._announce is not None and rank() == 0:
-            self._announce(tracker)
         return tracker
 
     def _start_on_first_workable(self, models: Sequence[nn.Module], optimizer: Optimizer) -> Tracker:
@@ -162,14 +171,14 @@ class InputCapture:
         model: The module whose input was seen, once it has been.
         example: The input, as `audit` takes it.
         reason: Why the input is needed.
-        steps_before: The optimizer's steps before the one at which the hooks were set.
+        before: The training's state before the step at which the hooks were set.
     """
 
-    def __init__(self, models: Sequence[nn.Module], reason: str, steps_before: int) -> None:
+    def __init__(self, models: Sequence[nn.Module], reason: str, before: Before) -> None:
         self.model: nn.Module | None = None
         self.example: Any = None
         self.reason = reason
-        self.steps_before = steps_before
+        self.before = before
         inside = [model._modules["_orig_mod"] for model in models if "_orig_mod" in model._modules]
         compiled = {id(part) for model in inside if model is not None for part in model.modules()}
         outside = [model for model in models if id(model) not in compiled]
@@ -227,13 +236,14 @@ def run_module(module: str, args: Sequence[str], options: Options, announce: Ann
 def _run(body: Callable[[], object], options: Options, announce: Announce | None) -> Outcome:
     instrumentation = Instrumentation(options, announce)
     outcome = Outcome()
-    status = "failed"
+    status, process = "failed", os.getpid()
     try:
         body()
         status = "finished"
     except SystemExit as stop:
         outcome.exit_code = _exit_code(stop)
-        status = "failed" if outcome.exit_code else "finished"
+        # 130 is what a script that has caught Ctrl-C itself ends with.
+        status = {0: "finished", 130: "interrupted"}.get(outcome.exit_code, "failed")
     except KeyboardInterrupt:
         outcome.exit_code, outcome.interrupted, status = 130, True, "interrupted"
         _print_as_python_would(*sys.exc_info())
@@ -241,11 +251,18 @@ def _run(body: Callable[[], object], options: Options, announce: Announce | None
         outcome.exit_code = 1
         _print_as_python_would(*sys.exc_info())
     finally:
-        sys.stdout.flush()
+        _flush_stdout()
         instrumentation.stop(status)
-        outcome.trackers = tuple(instrumentation.trackers)
+        outcome.forked = os.getpid() != process
+        outcome.trackers = () if outcome.forked else tuple(instrumentation.trackers)
         outcome.optimizers = instrumentation.optimizers
     return outcome
+
+
+def _flush_stdout() -> None:
+    """The script's words come before ours; where nobody listens any more, Python says so when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
 
 
 def _exit_code(stop: SystemExit) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from contextlib import suppress
 
 
 class SmdtrackWarning(UserWarning):
@@ -13,8 +14,9 @@ class SmdtrackError(ValueError):
 
 
 def notify(message: str, stacklevel: int = 2) -> None:
-    """Warns with `SmdtrackWarning`, also under `-W error`, where raising would end somebody's training."""
-    try:
-        warnings.warn(message, SmdtrackWarning, stacklevel=stacklevel + 1)
-    except SmdtrackWarning:
-        print(f"smdtrack: {message}", file=sys.stderr)
+    """Warns with `SmdtrackWarning`; raises neither under `-W error` nor where stderr is gone."""
+    with suppress(OSError, ValueError):
+        try:
+            warnings.warn(message, SmdtrackWarning, stacklevel=stacklevel + 1)
+        except SmdtrackWarning:
+            print(f"smdtrack: {message}", file=sys.stderr)

@@ -321,6 +321,51 @@ def test_ctrl_c_stops_the_script_and_the_record_is_complete() -> None:
     assert len(run.steps) >= 5
 
 
+def test_a_script_that_catches_ctrl_c_itself_was_interrupted() -> None:
+    outcome = launched(
+        """
+        import sys
+        model = network()
+        try:
+            train(model, torch.optim.SGD(model.parameters(), lr=0.1), 3)
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(130)
+        """
+    )
+    assert (outcome.exit_code, outcome.interrupted) == (130, False)
+    (run,) = records(outcome)
+    assert run.status == "interrupted"
+
+
+def test_optimizers_made_anew_are_measured_as_float64_has_it_and_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Witness] = []
+    monkeypatch.setitem(sys.modules, "witnesses", type(sys)("witnesses"))
+    sys.modules["witnesses"].attach = lambda *pair: seen.append(Witness(*pair))  # type: ignore[attr-defined]
+    body = """
+    import witnesses
+    model = network()
+    for make in (torch.optim.SGD, torch.optim.AdamW):
+        optimizer = make(model.parameters(), lr=0.01, weight_decay=0.1)
+        witnesses.attach(model, optimizer)
+        train(model, optimizer, 3)
+    torch.save(model.state_dict(), "end.pt")
+    """
+    outcome = launched(body)
+    wrapped = torch.load("end.pt")
+    (run,) = records(outcome)
+    assert run.steps.tolist() == list(range(1, 7))
+    for index, weight in enumerate(run.info.weights):
+        for family, reference in (("angle", Witness.angle), ("norm", Witness.norm)):
+            expected = [reference(witness, weight.name, step) for witness in seen for step in (1, 2, 3)]
+            np.testing.assert_allclose(run.values[family][:, index], expected, rtol=1e-6)
+    exec(compile(TRAINING + textwrap.dedent(body), "script", "exec"), {"__name__": "__main__"})
+    alone = torch.load("end.pt")
+    assert all(torch.equal(alone[key], wrapped[key]) for key in alone)
+
+
 def test_a_fault_in_the_audit_costs_the_tracker_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from smdtrack.tracking import selection
 

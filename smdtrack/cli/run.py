@@ -1,9 +1,11 @@
 """`smdtrack run`: wrap an unmodified training script."""
 
+import os
 import shlex
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,13 @@ def command(
     _check_folder(options["folder"])
     settings = Options(sinks=sinks or None, params={"command": shlex.join([script, *args])}, **options)
     outcome = (run_module if module else run_script)(script, args, settings, _announce)
-    _report(outcome)
+    try:
+        _report(outcome)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError, SystemExit):  # rich exits where a pipe is broken
+        # Nobody listens any more. What is still to be said goes nowhere, or Python would end with a code of its own.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if outcome.interrupted:
         # Die of the signal, as the script would have: a shell loop around it stops, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -88,16 +96,23 @@ def _announce(tracker: Any) -> None:
         f" ({chosen.share_of_parameters:.0%} of its parameters), recorded in {tracker.folder}",
         err=True,
     )
+    if tracker.resumed_from is not None:
+        there = tracker.resumed_from
+        click.echo(
+            f"smdtrack: the training goes on from a checkpoint at step {there.step} of {there.folder}, in a run of its"
+            f" own; --resume-run {shlex.quote(str(there.folder))} goes on in that one",
+            err=True,
+        )
 
 
 def _report(outcome: Any) -> None:
     from smdtrack.cli._summary import print_summary
     from smdtrack.tracking.tracker import rank
 
-    if rank() != 0:
+    if rank() != 0 or outcome.forked:
         return
     if not outcome.optimizers:
-        click.echo("smdtrack: nothing was tracked: the script made no optimizer step", err=True)
+        click.echo("smdtrack: nothing was tracked: the script made no optimizer step that could be measured", err=True)
     for tracker in outcome.trackers:
         summary = tracker.summary()
         if summary is None:

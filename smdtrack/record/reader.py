@@ -46,6 +46,16 @@ def read_run(folder: str | Path) -> Run:
     )
 
 
+def read_sinks(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Returns, by a sink's name, where that sink's run of a local record is found.
+
+    Raises:
+        SmdtrackError: As `read_run`.
+    """
+    sinks: dict[str, dict[str, Any]] = _read_head(Path(folder)).get("sinks", {})
+    return sinks
+
+
 def _read_head(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     try:

@@ -55,12 +55,27 @@ class TrackedWeight:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What a run that goes on has behind it.
+
+    Attributes:
+        last_step: The last step that its record has.
+        sinks: By a sink's name, where that sink's run is found.
+    """
+
+    last_step: int
+    sinks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What is known of a run when it starts.
 
     Attributes:
         created: Seconds since the epoch.
         params: Optimizer, lr, weight decay, momentum, model and the like, as trackers list them.
+        steps_before: So many steps lie behind the first one that is seen: the training was resumed.
+        earlier: Of a run that goes on with a record that is there.
     """
 
     id: str
@@ -69,6 +84,8 @@ class RunInfo:
     created: float
     weights: tuple[TrackedWeight, ...]
     params: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    steps_before: int = 0
+    earlier: Earlier | None = None
 
 
 @dataclass(frozen=True)
@@ -141,3 +158,14 @@ def points(sample: Sample, weights: tuple[TrackedWeight, ...]) -> Iterator[Point
         for weight, value in zip(weights, row.tolist(), strict=True):
             if np.isfinite(value):
                 yield Point(f"{family}/{weight.key}", value, sample.step, sample.time)
+
+
+def samples_between(run: Run, after: int, last: int) -> Iterator[Sample]:
+    """Yields the samples of the steps behind `after`, up to `last`."""
+    for row in np.flatnonzero((run.steps > after) & (run.steps <= last)).tolist():
+        yield Sample(
+            int(run.steps[row]),
+            float(run.times[row]),
+            {family: table[row] for family, table in run.values.items()},
+            {key: float(column[row]) for key, column in run.overview.items()},
+        )

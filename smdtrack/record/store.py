@@ -102,7 +102,7 @@ class LocalStore:
 
 def _as_json(info: RunInfo) -> dict[str, Any]:
     head = asdict(info)
-    del head["folder"]
+    del head["folder"], head["earlier"], head["steps_before"]
     return head
 
 

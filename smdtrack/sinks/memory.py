@@ -41,6 +41,10 @@ class MemorySink:
         """Nowhere but here."""
         return {}
 
+    def reached(self) -> int | None:
+        """Knows nothing of the past."""
+        return None
+
     def hints(self) -> Sequence[str]:
         """Nothing to open."""
         return ()

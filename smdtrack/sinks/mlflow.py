@@ -42,6 +42,7 @@ class MLflowSink:
     Which run: the run that is active on the training thread, else the one that MLFLOW_RUN_ID names, else a new one in
     the experiment given here, set by the script, or named by MLFLOW_EXPERIMENT_NAME or _ID (default: smdtrack).
     Where: the URI given here, else the script's or MLFLOW_TRACKING_URI, else `mlflow.db` in the working directory.
+    A run that goes on with its record goes on in its MLflow run too, if that was one of ours; no step is sent twice.
 
     Args:
         tracking_uri: Of a server or a store; given, a script's run that is active elsewhere is left alone.
@@ -56,6 +57,7 @@ class MLflowSink:
         self._given_experiment = experiment
         self._view = view
         self._uri = ""
+        self._uri_is_default = False
         self._set_experiment_id: str | None = None
         self._client: Any = None
         self._run_id: str | None = None
@@ -65,6 +67,7 @@ class MLflowSink:
         self._views: list[str] = []
         self._last_step: dict[str, int] = {}
         self._metric_keys: dict[str, str] = {}
+        self._params_there: frozenset[str] = frozenset()
 
     def bind(self) -> None:
         """Remembers the script's store, experiment and active run: MLflow knows the latter on this thread only."""
@@ -74,6 +77,7 @@ class MLflowSink:
             set_here = mlflow.get_tracking_uri()
         scripts_uri = absolute_uri(set_here) if set_here else default_uri()
         self._uri = absolute_uri(self._given_uri) if self._given_uri else scripts_uri
+        self._uri_is_default = not self._given_uri and not set_here
         if mlflow is None or self._uri != scripts_uri:
             return
         self._set_experiment_id = getattr(mlflow.tracking.fluent, "_active_experiment_id", None)
@@ -87,13 +91,18 @@ class MLflowSink:
         Raises:
             RuntimeError: If MLflow cannot be reached or refuses, in one line that names the store.
         """
+        earlier = info.earlier.sinks.get(self.name) if info.earlier is not None else None
+        if earlier and self._uri_is_default and self._run_id is None:
+            self._uri = earlier.get("tracking_uri") or self._uri
         with self._one_line():
             check_reachable(self._uri)
             self._open_client()
-            if self._run_id is None:
+            if self._run_id is None and not (earlier and self._go_on(earlier, info)):
                 self._open_run(info)
             elif self._experiment_id is None:
                 self._experiment_id = self._client.get_run(self._run_id).info.experiment_id
+            if info.earlier is not None or info.steps_before:
+                self._learn_what_is_there()
             self._log_params(info)
         self._write_view(info)
 
@@ -107,7 +116,9 @@ class MLflowSink:
 
         # A call that failed half way is repeated with all its points; what had arrived must not arrive twice.
         owed = [
-            point for point in points if math.isfinite(point.value) and point.step > self._last_step.get(point.key, -1)
+            point
+            for point in points
+            if math.isfinite(point.value) and point.step > self._last_step.get(self._metric_key(point.key), -1)
         ]
         with self._one_line():
             if owed:
@@ -117,7 +128,7 @@ class MLflowSink:
                 metrics = [Metric(self._metric_key(p.key), p.value, int(p.time * 1000), p.step) for p in chunk]
                 self._client.log_batch(self._run_id, metrics=metrics)
                 for point in chunk:
-                    self._last_step[point.key] = point.step
+                    self._last_step[self._metric_key(point.key)] = point.step
 
     def finish(self, info: RunInfo, summary: Summary | None, status: str) -> None:
         """Logs the verdict and the table, and ends the run if it is ours; all of it may be repeated.
@@ -137,10 +148,16 @@ class MLflowSink:
             if summary is not None:
                 self._log_table(summary)
 
+    def reached(self) -> int | None:
+        """Returns the step before the newest, which may be torn; None in a script's run that has no angle of ours."""
+        angles = [step for key, step in self._last_step.items() if key.startswith("angle/")]
+        return max(angles) - 1 if angles else 0 if self._owned else None
+
     def where(self) -> Mapping[str, Any]:
         """Returns the run, its experiment, the store's address without secrets, and the keys of the saved views."""
         return {
             "run_id": self._run_id,
+            "owned": self._owned,
             "experiment_id": self._experiment_id,
             "tracking_uri": without_secrets(self._uri),
             "views": list(self._views),
@@ -163,6 +180,33 @@ class MLflowSink:
         # Ending a run on a server prints its address on stdout, which is the script's.
         client._tracking_client._log_url = lambda run_id: None
         self._client = client
+
+    def _go_on(self, earlier: Mapping[str, Any], info: RunInfo) -> bool:
+        """Takes up the run that was opened for the same record before; False if there is none, or not any more."""
+        run_id = earlier.get("run_id")
+        if not (earlier.get("owned") and run_id) or environment("MLFLOW_RUN_ID") is not None:
+            return False
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            run = None
+        if run is None or run.info.lifecycle_stage == "deleted":
+            notify(f"{info.folder} goes on in a new MLflow run: {run_id} is not in {without_secrets(self._uri)}")
+            return False
+        self._client.update_run(run_id, status="RUNNING")
+        self._run_id, self._experiment_id, self._owned = run_id, run.info.experiment_id, True
+        return True
+
+    def _learn_what_is_there(self) -> None:
+        """Which steps the run has already, by metric, and which parameters: neither is sent again."""
+        run = self._client.get_run(self._run_id)
+        self._params_there = frozenset(run.data.params)
+        for metric in run.to_proto().data.metrics:
+            self._last_step[metric.key] = max(metric.step, self._last_step.get(metric.key, -1))
 
     def _open_run(self, info: RunInfo) -> None:
         run_id = environment("MLFLOW_RUN_ID")
@@ -219,7 +263,8 @@ class MLflowSink:
 
         # A parameter can be set once: ours must not take the name that a script's own log_param will want.
         prefix = "" if self._owned else "smd/"
-        params = [Param(safe_key(prefix + key), str(value)[:_MAX_VALUE]) for key, value in info.params.items()]
+        named = {safe_key(prefix + key): str(value)[:_MAX_VALUE] for key, value in info.params.items()}
+        params = [Param(key, value) for key, value in named.items() if key not in self._params_there]
         tags = [RunTag("smdtrack.record", str(info.folder)), RunTag("smdtrack.weights", str(len(info.weights)))]
         for start in range(0, len(params), _PARAMS_PER_CALL):
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_PER_CALL])

@@ -31,5 +31,11 @@ class Sink(Protocol):
     def where(self) -> Mapping[str, Any]:
         """Returns what later commands need to find the run again (ids, addresses), for the local record."""
 
+    def reached(self) -> int | None:
+        """Returns, once started, the step up to which the tracker has all points of a run that goes on.
+
+        What the local record has beyond it is sent. None, or no such method: nothing of the past is sent.
+        """
+
     def hints(self) -> Sequence[str]:
         """Returns lines for people: the exact command and address that show the run."""

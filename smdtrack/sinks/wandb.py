@@ -31,7 +31,8 @@ class WandbSink:
     """Sends a run to W&B: a row per sampled step, on a step axis of its own (`smd/step`).
 
     The script's own `wandb.run` is taken when it appears: scripts call `wandb.init` after model and optimizer exist.
-    Without one, an offline run is opened that does not disturb a later `wandb.init`.
+    Without one, an offline run is opened that does not disturb a later `wandb.init`. Where a run of ours goes on with
+    its record, W&B keeps a second folder of the same run: `wandb sync` joins them, in the order of their times.
 
     `run.log` gets neither `step=`, which would be refused or move the script's counter far ahead, nor `commit=False`,
     which would fold rows into one. Each of our rows still moves the counter by one, so a script that logs with
@@ -58,6 +59,8 @@ class WandbSink:
         self._held = 0
         self._dropped = False
         self._last_step: dict[str, int] = {}
+        self._reached = 0
+        self._earlier_folders: list[str] = []
 
     def bind(self) -> None:
         """Remembers the script's run, if it has one already, and the working directory."""
@@ -121,12 +124,17 @@ class WandbSink:
         run = self._run
         if run is None:
             return {}
-        where = {"entity": run.entity, "project": run.project, "run_id": run.id}
+        where = {"entity": run.entity, "project": run.project, "run_id": run.id, "owned": self._owned}
         if run.offline:
             where["folder"] = str(_sync_folder(run))
+            where["earlier_folders"] = self._earlier_folders
         else:
             where["url"] = run.url
         return {key: value for key, value in where.items() if value}
+
+    def reached(self) -> int | None:
+        """W&B is asked for nothing that it has: rows go to it as they go to the local record."""
+        return None
 
     def hints(self) -> Sequence[str]:
         """Returns the address of the run, or the command that sends an offline run to W&B."""
@@ -134,7 +142,7 @@ class WandbSink:
         if run is None:
             return ()
         if run.offline:
-            return (f"wandb sync {shlex.quote(str(_sync_folder(run)))}",)
+            return (f"wandb sync {shlex.join([*self._earlier_folders, str(_sync_folder(run))])}",)
         return (run.url,) if run.url else ()
 
     def _attach(self) -> None:
@@ -148,9 +156,19 @@ class WandbSink:
     def _open_run(self, info: RunInfo) -> Any:
         import wandb
 
+        project = self._project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
+        same: dict[str, Any] = {}
+        earlier = info.earlier.sinks.get(self.name, {}) if info.earlier is not None else {}
+        if earlier.get("owned") and earlier.get("run_id"):
+            project = earlier.get("project") or project
+            same = {"id": earlier["run_id"], "resume": "allow"}
+            self._earlier_folders = [
+                *earlier.get("earlier_folders", ()), *([earlier["folder"]] if "folder" in earlier else ())
+            ]  # fmt: skip
         return wandb.init(
-            project=self._project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            project=project,
             name=info.name,
+            **same,
             dir=str(self._folder),
             mode="offline",
             reinit="create_new",
@@ -163,6 +181,9 @@ class WandbSink:
         if self._run is None or self._info is None or self._defined:
             return
         if not self._owned:
+            if self._info.steps_before and getattr(self._run, "resumed", False):
+                # The script goes on in its run: W&B tells up to which step that has our rows.
+                self._reached = int(self._run.summary.get(STEP_KEY) or 0)
             self._run.config.update({"smdtrack": dict(self._info.params)}, allow_val_change=True)
         self._run.config.update({"smdtrack_record": str(self._info.folder)}, allow_val_change=True)
         self._run.define_metric(STEP_KEY, hidden=True)
@@ -182,9 +203,10 @@ class WandbSink:
             )
         for step in sorted(self._rows):
             row = self._rows[step]
-            for key in row:
-                self._define(key.partition("/")[0])
-            self._log({STEP_KEY: step, **row})
+            if step > self._reached:
+                for key in row:
+                    self._define(key.partition("/")[0])
+                self._log({STEP_KEY: step, **row})
             self._held -= len(row)
             del self._rows[step]
 

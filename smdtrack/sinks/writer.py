@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from smdtrack.notices import notify
 from smdtrack.record.reader import read_run
-from smdtrack.record.run import Point, RunInfo, Sample, points
+from smdtrack.record.run import Point, RunInfo, Sample, points, samples_between
 from smdtrack.record.store import LocalStore
 from smdtrack.record.summary import Summary, summarize
 from smdtrack.sinks.protocol import Sink
@@ -22,6 +24,9 @@ FLUSH_SAMPLES = 50
 FLUSH_SECONDS = 2.0
 _RETRY_SECONDS = 10.0
 _OWED_POINTS = 500_000
+#: What a tracker gets in one call, and how long it may take at a time while training goes on.
+_POINTS_PER_WRITE = 5000
+_DELIVERY_SECONDS = 5.0
 
 
 @dataclass
@@ -118,12 +123,24 @@ class Writer:
             try:
                 self._store.append(samples)
             except Exception as error:
-                self._store = None
-                notify(f"the local record in {self.info.folder} stopped ({_one_line(error)}); trackers go on")
+                self._give_up_the_record(error)
         for feed in self._feeds:
             for sample in samples:
                 self._owe(feed, feed.thinner.thin(points(sample, self.info.weights)))
             self._deliver(feed)
+
+    def _note(self, sink: Sink) -> None:
+        where = sink.where()
+        if self._store is None:
+            return
+        try:
+            self._store.note_sink(sink.name, where)
+        except Exception as error:
+            self._give_up_the_record(error)
+
+    def _give_up_the_record(self, error: Exception) -> None:
+        self._store = None
+        notify(f"the local record in {self.info.folder} stopped ({_one_line(error)}); trackers go on")
 
     def _owe(self, feed: _Feed, new: Any) -> None:
         feed.owed.extend(new)
@@ -137,15 +154,33 @@ class Writer:
         try:
             if not feed.started:
                 feed.sink.start(self.info)
+                feed.owed[:0] = self._owed_of_the_past(feed.sink)
                 feed.started = True
-                if self._store is not None:
-                    self._store.note_sink(feed.sink.name, feed.sink.where())
-            if feed.owed:
-                feed.sink.write(feed.owed)
-                feed.owed = []
+                self._note(feed.sink)
+            self._send(feed, np.inf if last_try else _DELIVERY_SECONDS)
             feed.failing = False
         except Exception as error:
             self._failed(feed, error)
+
+    def _send(self, feed: _Feed, seconds: float) -> None:
+        """Sends what is owed, steps whole; after so many seconds the rest waits, for the local record must go on."""
+        until = time.monotonic() + seconds
+        while feed.owed and time.monotonic() < until:
+            end = min(_POINTS_PER_WRITE, len(feed.owed))
+            while end < len(feed.owed) and feed.owed[end].step == feed.owed[end - 1].step:
+                end += 1
+            feed.sink.write(feed.owed[:end])
+            del feed.owed[:end]
+
+    def _owed_of_the_past(self, sink: Sink) -> list[Point]:
+        """What the record of a run that goes on has, and the sink has not: killed in mid-run, it owes the last ones."""
+        reached = getattr(sink, "reached", lambda: None)() if self.info.earlier is not None else None
+        if reached is None or self.info.earlier is None:
+            return []
+        thinner = ReferenceThinner()
+        past = samples_between(read_run(self.info.folder), reached, self.info.earlier.last_step)
+        owed = [point for sample in past for point in thinner.thin(points(sample, self.info.weights))]
+        return sorted([*owed, *thinner.last_points()], key=lambda point: point.step)[-_OWED_POINTS:]
 
     def _failed(self, feed: _Feed, error: Exception) -> None:
         feed.retry_at = time.monotonic() + _RETRY_SECONDS
@@ -157,20 +192,23 @@ class Writer:
         stored = self._store is not None
         try:
             self.summary = summarize(read_run(self.info.folder)) if stored else None
-            if self._store is not None:
-                self._store.close(self._status, self.summary.to_json() if self.summary else None)
         except Exception as error:
             notify(f"the summary could not be made ({_one_line(error)}); the samples are in {self.info.folder}")
+        if self._store is not None:
+            try:
+                self._store.close(self._status, self.summary.to_json() if self.summary else None)
+            except Exception as error:
+                self._give_up_the_record(error)
         for feed in self._feeds:
             self._owe(feed, feed.thinner.last_points())
             self._deliver(feed, last_try=True)
             if feed.started:
                 try:
                     feed.sink.finish(self.info, self.summary, self._status)
-                    if self._store is not None:  # a script's run may have appeared only since the sink was started
-                        self._store.note_sink(feed.sink.name, feed.sink.where())
+                    self._note(feed.sink)  # a script's run may have appeared only since the sink was started
                 except Exception as error:
-                    notify(f"{feed.sink.name} could not end its run: {_one_line(error)}")
+                    if not feed.failing:  # that it fails has been said
+                        notify(f"{feed.sink.name} could not end its run: {_one_line(error)}")
 
 
 def _bound(sink: Sink) -> bool:

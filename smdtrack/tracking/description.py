@@ -9,8 +9,8 @@ import torch
 from torch.optim import Optimizer
 
 from smdtrack.notices import SmdtrackError
-from smdtrack.record.reader import read_run
-from smdtrack.record.run import RunInfo, TrackedWeight
+from smdtrack.record.reader import read_run, read_sinks
+from smdtrack.record.run import Earlier, RunInfo, TrackedWeight
 from smdtrack.record.store import new_run_folder
 from smdtrack.theory import Family
 from smdtrack.tracking.discovery import group_indices
@@ -20,11 +20,8 @@ from smdtrack.tracking.selection import Selection
 _SHOWN_HYPER_PARAMETERS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "beta1", "eps")
 
 
-def describe_run(optimizer: Optimizer, family: Family, selection: Selection, options: Options) -> tuple[RunInfo, int]:
-    """Makes the run's folder, or takes the one to go on with.
-
-    Returns:
-        What is known of the run, and the last step that its record has already (0 for a new run).
+def describe_run(optimizer: Optimizer, family: Family, selection: Selection, options: Options) -> RunInfo:
+    """Makes the run's folder, or takes the one to go on with; returns what is known of the run.
 
     Raises:
         SmdtrackError: If the folder cannot be written, or the run to go on with is of other weights.
@@ -34,14 +31,14 @@ def describe_run(optimizer: Optimizer, family: Family, selection: Selection, opt
     params = _params(optimizer, weights, selection, options)
     if options.resume_run is None:
         run_id, folder = new_run_folder(Path(options.folder).absolute(), name)
-        return RunInfo(run_id, f"{name}-{run_id}", folder, time.time(), weights, params), 0
+        return RunInfo(run_id, f"{name}-{run_id}", folder, time.time(), weights, params)
     run = read_run(Path(options.resume_run).absolute())
     there, here = [weight.name for weight in run.info.weights], [weight.name for weight in weights]
     if there != here:
         other = next((name for name in [*there, *here] if (name in there) != (name in here)), "their order")
         raise SmdtrackError(f"cannot go on with {options.resume_run}: it tracks other weights ({other})")
-    last = int(run.steps[-1]) if len(run.steps) else 0
-    return RunInfo(run.info.id, run.info.name, run.info.folder, run.info.created, weights, params), last
+    earlier = Earlier(int(run.steps[-1]) if len(run.steps) else 0, read_sinks(run.info.folder))
+    return RunInfo(run.info.id, run.info.name, run.info.folder, run.info.created, weights, params, earlier=earlier)
 
 
 def _weights(optimizer: Optimizer, family: Family, selection: Selection) -> tuple[TrackedWeight, ...]:

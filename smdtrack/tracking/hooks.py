@@ -1,5 +1,6 @@
 """The two hooks around every optimizer step of the process: all that smdtrack puts into somebody's training."""
 
+import os
 import sys
 import threading
 import weakref
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
+
+from smdtrack.notices import notify
 
 
 class StepListener(Protocol):
@@ -46,11 +49,13 @@ class _StepHooks:
     def __init__(self) -> None:
         self._listeners: list[StepListener] = []
         self._handles: list[RemovableHandle] = []
+        self._told_of_one_graph = False
         self._local = threading.local()
 
     def add(self, listener: StepListener) -> None:
         self._listeners = [*self._listeners, listener]
         if not self._handles:
+            self._told_of_one_graph = False
             self._handles = [
                 register_optimizer_step_pre_hook(_not_compiled(self._pre)),
                 register_optimizer_step_post_hook(_not_compiled(self._post)),
@@ -62,6 +67,21 @@ class _StepHooks:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
+
+    def forget(self) -> None:
+        """In a forked child: what the parent watches is the parent's."""
+        self._listeners = []
+        if not self._stack():
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    def tell_of_one_graph(self) -> None:
+        """Says once that a step goes on unmeasured."""
+        if not self._told_of_one_graph:
+            self._told_of_one_graph = True
+            notify("an optimizer step compiled with fullgraph=True is not measured: nothing may be called inside it;"
+                   " training goes on")  # fmt: skip
 
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self._stack()
@@ -102,17 +122,49 @@ def _steps_under_way() -> int:
 
 
 def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that a compiled step calls as it is: to trace it takes half a minute, and measures nothing."""
+    """A hook that a compiled step calls as it is: to trace it takes half a minute, and measures nothing.
+
+    Where the step must become one graph (`fullgraph=True`) there is no such call, and a hook that insisted would end
+    the training. There it is left out, and that is said once.
+    """
 
     def call(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hook(optimizer, args, kwargs)
 
     # Torch's own decorator, not `torch.compiler.disable`, which imports the compiler at once.
     without_dynamo: Callable[..., Callable[..., None]] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-    return without_dynamo(call)
+    uncompiled = without_dynamo(call)
+
+    def call_unless_one_graph(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() and _must_be_one_graph():
+            return
+        uncompiled(optimizer, args, kwargs)
+
+    return call_unless_one_graph
+
+
+def _must_be_one_graph() -> bool:
+    """Whether the step that is being compiled may not call anything uncompiled; the compiler asks while it traces."""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        tracer = InstructionTranslator.current_tx()
+        root = getattr(tracer.output, "root_tx", tracer)
+        one_graph = bool(root.one_graph or getattr(tracer, "error_on_graph_break", False))
+    except Exception:  # a version of torch that keeps it elsewhere: rather nothing measured than a training ended
+        one_graph = True
+    if one_graph:
+        _hooks.tell_of_one_graph()
+    return one_graph
+
+
+# What `torch.compiler.assume_constant_result` sets, without importing the compiler: run by it, not traced.
+_must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 _hooks = _StepHooks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_hooks.forget)
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

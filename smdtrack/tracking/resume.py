@@ -6,15 +6,19 @@ the weights' norms; weights that come back with the same norms are at that step.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
 
 from smdtrack.record.run import Floats
 from smdtrack.record.store import RUN_FILE
-from smdtrack.tracking.probe import Reading
+from smdtrack.tracking.discovery import state_of, steps_taken
+from smdtrack.tracking.precision import measured
+from smdtrack.tracking.probe import Reading, squares
 
 CHECKPOINTS_FILE = "checkpoints.jsonl"
 #: Relative: devices add up in different orders; weights a step apart differ by more.
@@ -56,11 +60,55 @@ def step_of(names: Sequence[str], squares: Floats, folder: Path) -> int | None:
     return best[1] if best is not None else None
 
 
-def find_step(names: Sequence[str], squares: Floats, runs: Path) -> int | None:
-    """Returns the step of a checkpoint with these weights, of any of the newest runs in a folder."""
+@dataclass(frozen=True)
+class Before:
+    """A training's state before a step, as far as it tells where the training stands.
+
+    Attributes:
+        taken: The optimizer's own count of its steps; None where it keeps none.
+        squares: Squared norms by `id` of the parameter; empty where nothing says that the training was resumed.
+    """
+
+    taken: int | None
+    squares: Mapping[int, float]
+
+    def squares_of(self, parameters: Sequence[Tensor]) -> Floats:
+        """Returns the parameters' squared norms, (W,), NaN for those that were not weighed; (0,) if none was."""
+        if not self.squares:
+            return np.empty(0)
+        return np.array([self.squares.get(id(parameter), np.nan) for parameter in parameters])
+
+
+def state_before(
+        optimizer: Optimizer, parameters: Sequence[Tensor], weigh: bool = True, always: bool = False,
+) -> Before:
+    """Takes the state before a training's first step; waits for the device where the training was resumed.
+
+    Args:
+        weigh: Whether to take the norms if the optimizer has a state already, as after a resume.
+        always: Whether to take them also if it has none.
+    """
+    taken, state = steps_taken(optimizer), state_of(optimizer)
+    if not weigh or not (always or (state and taken != 0)):
+        return Before(taken, {})
+    weights = {column: measured(parameter, state.get(parameter, {})) for column, parameter in enumerate(parameters)}
+    norms = squares(weights, len(parameters)).numpy()[0].tolist() if weights else []
+    return Before(taken, dict(zip(map(id, parameters), norms, strict=True)))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that a record knows: the record's folder, and the step after which it was made."""
+
+    folder: Path
+    step: int
+
+
+def find_checkpoint(names: Sequence[str], squares: Floats, runs: Path) -> Checkpoint | None:
+    """Returns the checkpoint with these weights, of the newest run in a folder that has one."""
     folders = sorted((file.parent for file in runs.glob(f"*/{RUN_FILE}")), key=lambda path: path.name, reverse=True)
     for folder in folders[:_MOST_RUNS]:
         step = step_of(names, squares, folder)
         if step is not None:
-            return step
+            return Checkpoint(folder, step)
     return None

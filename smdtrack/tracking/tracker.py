@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from smdtrack.notices import notify
+from smdtrack.notices import SmdtrackError, notify
 from smdtrack.record.run import RunInfo
 from smdtrack.record.summary import Summary
 from smdtrack.sinks import make_sinks
@@ -20,16 +21,16 @@ from smdtrack.theory import Family, identify
 from smdtrack.tracking import clipping
 from smdtrack.tracking.assembly import Assembler, Measurement
 from smdtrack.tracking.description import describe_run, hyper_parameters
-from smdtrack.tracking.discovery import group_indices, state_of, steps_taken
+from smdtrack.tracking.discovery import group_indices, parameters_of, state_of
 from smdtrack.tracking.hooks import add_listener, remove_listener
 from smdtrack.tracking.lag import Lag
 from smdtrack.tracking.options import Options
 from smdtrack.tracking.orthogonality import EpsRadial
 from smdtrack.tracking.precision import floor_of, measured
 from smdtrack.tracking.probe import Probe, squares
-from smdtrack.tracking.resume import SavedState, find_step, step_of
+from smdtrack.tracking.resume import Before, Checkpoint, SavedState, find_checkpoint, state_before, step_of
 from smdtrack.tracking.selection import Selection
-from smdtrack.tracking.sharding import ShardSum, local, shard_group
+from smdtrack.tracking.sharding import ShardSum, is_dtensor, local, shard_group
 
 
 class Tracker:
@@ -57,16 +58,18 @@ class Tracker:
     """
 
     def __init__(
-            self, optimizer: Optimizer, selection: Selection, options: Options, steps_before: int | None = None,
+            self, optimizer: Optimizer, selection: Selection, options: Options, late: Before | None = None,
     ) -> None:
         self.selection = selection
         self.folder: Path | None = None
+        self.resumed_from: Checkpoint | None = None
         self._optimizer = optimizer
         self._options = options
         self._schedule = options.schedule()
         self._family: Family = identify(optimizer)
         self._parameters = list(selection.parameters)
-        self._step = steps_before
+        self._late = late
+        self._step: int | None = None
         self._recorded_to = 0
         self._sampled: dict[int, Tensor] = {}
         self._due = False
@@ -89,7 +92,8 @@ class Tracker:
             group = shard_group(self._parameters)
             self._reduce = ShardSum(group, len(self._parameters)) if group is not None else None
             if rank() == 0:
-                self._info, self._recorded_to = describe_run(optimizer, self._family, selection, options)
+                self._info = describe_run(optimizer, self._family, selection, options)
+                self._recorded_to = self._info.earlier.last_step if self._info.earlier is not None else 0
                 self.folder = self._info.folder
             self._listen_to_checkpoints()
             self._eps_radial.note()
@@ -138,6 +142,11 @@ class Tracker:
         if self._writer is not None:
             self._writer.close(status)
 
+    def abandon(self) -> None:
+        """Ends the tracking in a forked child, where no writer runs: the record is the parent's, who goes on."""
+        self._closed = True
+        self._release()
+
     def __enter__(self) -> "Tracker":
         return self
 
@@ -156,7 +165,9 @@ class Tracker:
         self._sampled, self._due = {}, False
         try:
             if self._step is None:
+                self._look_at_groups(optimizer)
                 self._step = self._steps_before()
+                self._begin_at(self._step)
             self._step += 1
             if not self._samples(self._step) or self._step <= self._recorded_to:
                 return
@@ -279,6 +290,12 @@ class Tracker:
         self._seen = seen
         self._group_of = group_indices(optimizer, self._parameters)
         self._clip_columns = None
+        if all(index is None for index in self._group_of):
+            sharded = self._reduce is None and any(is_dtensor(parameter) for parameter in parameters_of(optimizer))
+            raise SmdtrackError(
+                "the weights were sharded after watch began: call watch after fully_shard" if sharded
+                else "the optimizer holds none of the watched weights any more: watch again after they are replaced"
+            )  # fmt: skip
 
     def _columns_that_move(self, has_closure: bool) -> list[int]:
         """Weights that this step moves: the optimizer holds them, and they have a gradient."""
@@ -362,24 +379,36 @@ class Tracker:
 
     def _steps_before(self) -> int:
         """How many steps lie behind the first one that is seen: 0 but for a resumed training."""
-        taken = steps_taken(self._optimizer)
+        resume_run = self._options.resume_run
+        whole = self._reduce is None and self._info is not None
+        before = self._late or state_before(self._optimizer, self._parameters, whole, always=resume_run is not None)
+        since = 0 if self._late is None else 1
         if self._info is None:
-            return taken or 0
-        if self._options.resume_run is None:
-            if taken is not None or not state_of(self._optimizer) or self._reduce is not None:
-                return taken or 0
-            return find_step(self._names, self._squared_norms(), Path(self._options.folder)) or 0
-        known = None if self._reduce is not None else step_of(self._names, self._squared_norms(), self._info.folder)
-        if known is None and taken is None:
+            return since + (before.taken or 0)
+        norms = before.squares_of(self._parameters)
+        if resume_run is None:
+            found = find_checkpoint(self._names, norms, Path(self._options.folder)) if len(norms) else None
+            if found is not None and before.taken in (None, found.step):
+                self.resumed_from = found
+                return since + found.step
+            return since + (before.taken or 0)
+        known = step_of(self._names, norms, self._info.folder) if len(norms) else None
+        if known is None and before.taken is None:
             notify(f"{self._info.folder} has no such checkpoint: its steps go on after the last, {self._recorded_to}")
-        return next(step for step in (known, taken, self._recorded_to) if step is not None)
+        return since + next(step for step in (known, before.taken, self._recorded_to) if step is not None)
+
+    def _begin_at(self, steps_before: int) -> None:
+        """What is known of the run from its first step on: where it goes on."""
+        if self._info is None:
+            return
+        params = dict(self._info.params)
+        if self.resumed_from is not None:
+            params["resumed_from"] = f"{self.resumed_from.folder.name}, step {self.resumed_from.step}"
+        self._info = replace(self._info, params=params, steps_before=steps_before)
 
     @property
     def _names(self) -> list[str]:
         return [weight.name for weight in self.selection.weights]
-
-    def _squared_norms(self) -> Any:
-        return squares(self._all_weights(), len(self._parameters)).numpy()[0]
 
     def _all_weights(self) -> dict[int, Tensor]:
         return {column: self._source(column) for column in range(len(self._parameters))}
@@ -406,7 +435,8 @@ class Tracker:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        notify(f"measuring stopped at step {self._step} ({type(error).__name__}: {error}); training goes on")
+        reason = str(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {error}"
+        notify(f"measuring stopped at step {self._step or 1} ({reason}); training goes on")
         self._stopped = True
         if self._due and self._step is not None:
             self._open_windows(self._step)

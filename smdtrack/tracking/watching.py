@@ -1,6 +1,7 @@
 """`watch`: tracking in one's own loop."""
 
 import atexit
+import os
 import sys
 import weakref
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from smdtrack.record.store import DEFAULT_FOLDER
 from smdtrack.sinks.protocol import Sink
 from smdtrack.theory import declare_invariant
 from smdtrack.tracking.options import Options
+from smdtrack.tracking.resume import Before
 from smdtrack.tracking.schedule import Schedule
 from smdtrack.tracking.selection import Selection, select_weights
 from smdtrack.tracking.sharding import is_sharded
@@ -80,19 +82,19 @@ def watch(
 
 def start(
         model: nn.Module, optimizer: Optimizer, options: Options, example_input: Any = None,
-        steps_before: int | None = None,
+        late: Before | None = None,
 ) -> Tracker:
     """Makes the tracker of `watch` from its options.
 
     Args:
-        steps_before: So many steps lie behind the next one, where that is known.
+        late: The training's state before the last step, where that one ran before the tracker could be made.
     """
     if rank() == 0 or is_sharded(model):
         selection = select_weights(model, optimizer, options.include, options.exclude, example_input)
     else:
         selection = Selection.empty(model)
     declare_invariant(optimizer, selection.parameters)
-    tracker = Tracker(optimizer, selection, options, steps_before)
+    tracker = Tracker(optimizer, selection, options, late)
     # Anew each time: what the trackers' clients registered since then must end after us.
     atexit.unregister(_detach_all)
     atexit.register(_detach_all)
@@ -102,6 +104,15 @@ def start(
 
 def _open_trackers() -> list[Tracker]:
     return [tracker for tracker in _trackers if not tracker.closed]
+
+
+def _abandon_all() -> None:
+    for tracker in _open_trackers():
+        tracker.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _detach_all() -> None:

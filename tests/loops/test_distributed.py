@@ -31,6 +31,19 @@ def torchrun(
     return torch.load(folder / "end.pt"), done.stdout + done.stderr
 
 
+def launched(folder: Path, mode: str) -> Run:
+    """Returns the record of the unmodified script under `smdtrack run` in each process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         "-m", "smdtrack", "run", "--sink", "local", "--every", "2", "--dir", str(folder / "runs"),
+         "-m", "tests.loops.two_ranks", mode, str(folder), "no"],
+        capture_output=True, text=True, timeout=240, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("scale-invariant weights of") == 1
+    return only_run(folder)
+
+
 def only_run(folder: Path) -> Run:
     (run,) = (folder / "runs").iterdir()
     return read_run(run)
@@ -91,19 +104,26 @@ def test_a_fault_in_one_process_of_a_sharded_training_hangs_none(tmp_path: Path)
     assert said.count("SmdtrackWarning: nothing could be measured in another process") == 1
 
 
+def test_weights_sharded_after_watch_are_refused_in_one_line_and_training_is_unchanged(tmp_path: Path) -> None:
+    end, said = torchrun(tmp_path, "late")
+    _, alone = in_one_process()
+    torch.testing.assert_close(end["0.weight"], alone["0.weight"], rtol=1e-9, atol=1e-12)
+    assert said.count("call watch after fully_shard); training goes on") == 1
+    assert said.count("SmdtrackWarning") == 1
+    (tmp_path / "no").mkdir()
+    without, _ = torchrun(tmp_path / "no", "late", "no")
+    assert all(torch.equal(end[key], without[key]) for key in without)
+    # Wrapped unchanged, tracking begins with the first step: the order makes no difference.
+    (tmp_path / "run").mkdir()
+    run = launched(tmp_path / "run", "late")
+    assert run.steps.tolist() == [2, 4, 6, 8]
+
+
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_an_unmodified_script_under_torchrun(mode: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-         "-m", "smdtrack", "run", "--sink", "local", "--every", "2", "--dir", str(tmp_path / "runs"),
-         "-m", "tests.loops.two_ranks", mode, str(tmp_path), "no"],
-        capture_output=True, text=True, timeout=240, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    run = only_run(tmp_path)
+    run = launched(tmp_path, mode)
     witness, _ = in_one_process()
     assert run.steps.tolist() == [2, 4, 6, 8]
     for index, weight in enumerate(run.info.weights):
         expected = [witness.angle(weight.name, step) for step in (2, 4, 6, 8)]
         np.testing.assert_allclose(run.values["angle"][:, index], expected, rtol=1e-5)
-    assert done.stderr.count("scale-invariant weights of") == 1

@@ -1,6 +1,7 @@
 """EMA, Lookahead, torch.compile, memory layouts, closures, other optimizers' ways."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,8 @@ from timm.optim import Lamb, Lookahead
 from timm.utils import ModelEmaV3
 from torch import nn
 
+import smdtrack
+from smdtrack.record import read_run
 from tests.loops.harness import (
     WEIGHTS,
     Loop,
@@ -22,7 +25,7 @@ from tests.loops.harness import (
     sgd,
     trained,
 )
-from tests.tracking.witness import Witness
+from tests.tracking.witness import Witness, assert_same_bits, everything, seed_everything
 
 
 def plain(make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> Loop:
@@ -101,6 +104,52 @@ def test_a_compiled_step(backend: str) -> None:
     witness, run = trained(make, batches=6)
     assert run.steps.tolist() == list(range(1, 7))
     assert_equal_to_float64(witness, run)
+
+
+class OneGraph(torch.optim.Optimizer):
+    """Can be compiled into one graph; torch's own optimizers break it in any case."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {"lr": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad, alpha=-group["lr"])
+
+
+def test_a_step_compiled_into_one_graph_is_refused_in_one_line_and_goes_on() -> None:
+    def ending(watched: bool) -> tuple[object, list[str]]:
+        torch.compiler.reset()
+        seed_everything(1)
+        model, other = network(), network()
+        optimizer, plain_one = OneGraph(model), sgd(other)
+        compiled = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trackers = [
+                smdtrack.watch(*pair, every=1, sinks=["local"])
+                for pair in ((model, optimizer), (other, plain_one))
+                if watched
+            ]
+            for _ in range(3):
+                loss_of(model).backward()
+                compiled()
+                optimizer.zero_grad()
+                plain_step(other, plain_one)
+            for tracker in trackers:
+                tracker.detach()
+        if watched:
+            assert trackers[0].summary() is None
+            assert read_run(trackers[1].folder).steps.tolist() == [1, 2, 3]
+        said = [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
+        return [everything(model, [optimizer]), everything(other, [plain_one])], said
+
+    (without, _), (with_smdtrack, messages) = ending(False), ending(True)
+    assert_same_bits(without, with_smdtrack)
+    assert len(messages) == 1
+    assert "fullgraph=True is not measured" in messages[0]
 
 
 def test_channels_last() -> None:

@@ -1,4 +1,7 @@
-"""What each of two gloo processes runs: `torchrun --nproc-per-node 2 two_ranks.py MODE FOLDER`, MODE plain|ddp|fsdp."""
+"""What each of two gloo processes runs: `torchrun --nproc-per-node 2 two_ranks.py MODE FOLDER WATCH [OPTIMIZER]`.
+
+MODE is plain, ddp, fsdp, or late: sharded only when the optimizer is there and watched, as Accelerate does it.
+"""
 
 import sys
 from pathlib import Path
@@ -20,6 +23,15 @@ def network() -> nn.Module:
     ).double()  # fmt: skip
 
 
+def shard(model: nn.Module) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(model[3], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
 def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
@@ -28,12 +40,7 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
     if mode == "ddp":
         runner = DistributedDataParallel(model)
     elif mode == "fsdp":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh("cpu", (2,))
-        fully_shard(model[3], mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        shard(model)
     if optimizer_name == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.1)
     else:
@@ -44,6 +51,9 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
     if watch == "fault" and dist.get_rank() == 1:
         assert tracker is not None
         tracker._probe.begin = None  # type: ignore[assignment,method-assign]
+    if mode == "late":
+        shard(model)
+        optimizer.param_groups[0]["params"] = list(model.parameters())
     for number in range(8):
         # The same batch on both ranks: then sharded, replicated and plain training are the same.
         generator = torch.Generator().manual_seed(number)

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+
+from smdtrack.record import read_run
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TINY = ("--model", "test_resnet", "--img-size", "16", "--batch-size", "256", "--workers", "0")
@@ -217,6 +220,41 @@ def test_ctrl_c_ends_with_the_checkpoint_of_the_last_epoch(environment: dict[str
     assert errors.count("\n") == 1
     assert f"--resume {last}" in errors
     assert checkpoint(last)["epoch"] == len(rows(tmp_path / "run" / "summary.csv")) - 1
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_under_smdtrack_the_curve_is_that_of_an_unbroken_run(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    def command(output: str, *argv: str, resume_run: Path | None = None) -> list[str]:
+        goes_on = ("--resume-run", str(resume_run)) if resume_run else ()
+        options = (*TINY_MOMENTUM, "--drop-path", "0.1", "--epochs", "3", "--output", output, "--experiment", "run")
+        return [
+            *(sys.executable, "-m", "smdtrack", "run", "--sink", "local", "--every", "1", "--dir", f"{output}-runs"),
+            *(*goes_on, str(RECIPES / "train.py"), *options, *argv),
+        ]
+
+    subprocess.run(command("whole"), cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    with subprocess.Popen(
+        command("cut"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "cut/run/checkpoint-1.pth.tar").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    (cut,) = (tmp_path / "cut-runs").iterdir()
+    resumed = command("cut", "--resume", "cut/run/checkpoint-0.pth.tar", resume_run=cut)
+    done = subprocess.run(resumed, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (whole,) = (tmp_path / "whole-runs").iterdir()
+    unbroken, joined = read_run(whole), read_run(cut)
+    updates = len(unbroken.steps) // 3
+    assert unbroken.steps.tolist() == list(range(1, 3 * updates + 1))
+    # What was not flushed before the kill and lies before the checkpoint is lost; nothing else is.
+    assert joined.steps.tolist()[-2 * updates :] == list(range(updates + 1, 3 * updates + 1))
+    there = np.searchsorted(unbroken.steps, joined.steps)
+    for family in ("angle", "norm", "grad"):
+        np.testing.assert_array_equal(joined.values[family], unbroken.values[family][there])
 
 
 @pytest.mark.slow

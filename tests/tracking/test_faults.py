@@ -1,7 +1,12 @@
 """A fault in each part of the tracker: one warning, and training that ends in the same bits."""
 
+import errno
+import io
+import os
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +143,112 @@ def test_the_local_store(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read_run(tracker.folder).steps) == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_full_disk(self: LocalStore, schema: Any) -> None:
+        import pyarrow as pa
+
+        self._file, self._schema = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"), schema
+        self._writer = pa.ipc.new_stream(self._file, schema)
+
+    monkeypatch.setattr(LocalStore, "_open_part", on_a_full_disk)
+    sink = MemorySink()
+    assert_one_warning_and_the_same_bits("stopped ([Errno 28] No space left on device); trackers go on", sinks=[sink])
+    assert len(sink.series("angle/0")) == STEPS
+    assert sink.status == "finished"
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+def test_a_disk_that_fills_up_when_the_head_of_the_record_is_written(
+    saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 0
+    original = LocalStore._save_head
+
+    def save(self: LocalStore) -> None:
+        nonlocal count
+        count += 1
+        if count > saves:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(self)
+
+    monkeypatch.setattr(LocalStore, "_save_head", save)
+    sink = MemorySink()
+    assert_one_warning_and_the_same_bits("No space left on device", sinks=[sink])
+    assert len(sink.series("angle/0")) == STEPS
+
+
+def test_the_queue_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module.Writer, "submit", after(3, writer_module.Writer.submit))
+    tracker = assert_one_warning_and_the_same_bits("measuring stopped at step 4 (Broken: injected); training goes on")
+    assert read_run(tracker.folder).steps.tolist() == [1, 2, 3]
+
+
+def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smdtrack.tracking.resume.SavedState.write", raising)
+
+    def final_with_a_checkpoint(watched: bool) -> tuple[dict[str, Any], list[str]]:
+        seed_everything(4)
+        model = tiny()
+        optimizer = sgd(model)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
+            train(model, optimizer, 3)
+            optimizer.state_dict()
+            train(model, optimizer, 3)
+            if tracker is not None:
+                tracker.detach()
+                assert read_run(tracker.folder).steps.tolist() == [1, 2, 3, 4, 5, 6]
+        return everything(model, [optimizer]), [str(warning.message) for warning in caught]
+
+    (without, _), (with_fault, messages) = final_with_a_checkpoint(False), final_with_a_checkpoint(True)
+    assert_same_bits(without, with_fault)
+    assert sum("injected" in message for message in messages) == 1
+
+
+@pytest.fixture
+def trackers_of_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TRACKING_URI", "RUN_ID", "EXPERIMENT_NAME", "EXPERIMENT_ID"):
+        monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.mark.usefixtures("trackers_of_the_test")
+@pytest.mark.parametrize(
+    ("sink", "call"),
+    [
+        ("mlflow", "mlflow.MlflowClient.create_run"),
+        ("mlflow", "mlflow.MlflowClient.log_batch"),
+        ("mlflow", "mlflow.MlflowClient.set_terminated"),
+        ("wandb", "wandb.init"),
+        ("wandb", "wandb.sdk.wandb_run.Run.log"),
+        ("wandb", "wandb.sdk.wandb_run.Run.finish"),
+    ],
+)
+def test_the_clients_of_real_trackers(sink: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow  # noqa: F401
+    import wandb
+
+    monkeypatch.setattr(call, raising)
+    good = MemorySink()
+    without, _, _ = final(watched=False)
+    with_fault, messages, tracker = final(watched=True, sinks=[sink, good])
+    assert_same_bits(without, with_fault)
+    assert "injected" in messages[0]
+    assert sink in messages[0].lower()
+    # At the end it is said once more what did not arrive.
+    assert len(messages) <= 2, messages
+    assert tracker is not None
+    assert read_run(tracker.folder).steps.tolist() == list(range(1, STEPS + 1))
+    assert len(good.series("angle/0")) == STEPS
+    monkeypatch.undo()
+    wandb.teardown()
+
+
 @pytest.mark.parametrize("method", ["bind", "start", "write", "finish", "where"])
 def test_a_sink(method: str) -> None:
     good = MemorySink()
@@ -176,3 +287,24 @@ def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
     (without, _), (with_smdtrack, messages) = ending(False), ending(True)
     assert_same_bits(without, with_smdtrack)
     assert sum("measuring stopped" in message for message in messages) == 1
+
+
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_a_stderr_that_is_closed(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Probe, "begin", raising)
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    ends = []
+    for watched in (False, True):
+        seed_everything(4)
+        model = tiny()
+        optimizer = sgd(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)  # type: ignore[arg-type]
+            tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
+            train(model, optimizer, 3)
+            if tracker is not None:
+                tracker.detach()
+        ends.append(everything(model, [optimizer]))
+    assert_same_bits(*ends)
