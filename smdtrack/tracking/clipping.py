@@ -48,12 +48,12 @@ def traces(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Returns, as 0-d tensors, how many elements and how many filters tie for the extreme; 0 for a zero gradient."""
     size = gradient.abs()
     extreme = size.amax()
-    elements = ((size == extreme) & (extreme > 0)).sum()
+    elements = ((size == extreme) & (extreme > 0)).sum(dtype=torch.float64)
     # As AGC takes a unit: all but the first dimension.
     over, under = (torch.linalg.vector_norm(x.detach(), dim=tuple(range(1, x.ndim))) for x in (gradient, weight))
     ratio = over / under.clamp_min(_AGC_FLOOR)
     most = ratio.amax()
-    filters = ((ratio >= most * (1 - 1e-5)) & (most > 0)).sum()
+    filters = ((ratio >= most * (1 - 1e-5)) & (most > 0)).sum(dtype=torch.float64)
     return elements, filters
 
 

@@ -1,11 +1,11 @@
 """Measures one optimizer step on the device where the weights lie, without waiting for it.
 
 Before the step the weights are copied and `<w, w>`, `<w, g>`, `<g, g>` summed; after it `<w, d>` and `<d, d>` of the
-change `d` follow. What leaves is one small float64 table a device and, on CUDA, an event that says when it has arrived:
-the training thread never waits.
+change `d` follow, and `<d, v>` with the momentum buffer where a line gets exact by it. What leaves is one small float64
+table a device and, on CUDA, an event that says when it has arrived: the training thread never waits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smdtrack.record.run import Floats
 from smdtrack.tracking import sums
+from smdtrack.tracking.sums.bench import to_device
 
 #: Adds a table of these columns up over the processes among which the weights are sharded.
 Reduce = Callable[[Sequence[int], Tensor], Tensor]
@@ -80,6 +81,13 @@ class Probe:
         self._columns: dict[torch.device, list[int]] = {}
 
     @torch.no_grad()
+    def prepare(self, devices: Iterable[torch.device]) -> None:
+        """Compiles and checks, before the first step, what the devices need."""
+        for device in devices:
+            if device not in self._benches:
+                self._benches[device] = sums.bench_for(device)
+
+    @torch.no_grad()
     def begin(
             self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor] | None = None,
             scale: Tensor | None = None,
@@ -95,7 +103,8 @@ class Probe:
         for column, weight in weights.items():
             self._columns.setdefault(weight.device, []).append(column)
         for device, columns in self._columns.items():
-            bench = self._benches.setdefault(device, sums.bench_for(device))
+            self.prepare([device])
+            bench = self._benches[device]
             there = {column: gradients[column].detach() for column in columns if gradients and column in gradients}
             bench.begin({column: weights[column].detach() for column in columns}, there, scale)
 
@@ -104,26 +113,12 @@ class Probe:
         """Sums over gradients that were not known at the beginning: those of a closure."""
         for device, columns in self._columns.items():
             there = {column: gradients[column].detach() for column in columns if column in gradients}
-            self._benches[device].read_gradients(there, None)
-
-    @torch.no_grad()
-    def change_along(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Returns `<d, v>` of the change since `begin`, 0-d float64 on the weight's device; call it before `end`.
-
-        Args:
-            weights: As they are now, by column.
-            vectors: Of the weights' shapes, by column; those of weights that were not in `begin` are passed over.
-        """
-        found: dict[int, Tensor] = {}
-        for device, columns in self._columns.items():
-            there = {column: vectors[column] for column in columns if column in vectors}
-            found |= self._benches[device].change_along({column: weights[column] for column in there}, there)
-        return found
+            self._benches[device].read_gradients(there)
 
     @torch.no_grad()
     def end(
             self, weights: Mapping[int, Tensor], extra: Sequence[Mapping[int, Tensor]] = (),
-            reduce: Reduce | None = None,
+            reduce: Reduce | None = None, along: Mapping[int, Tensor] | None = None,
     ) -> Reading:
         """Returns the moments over the steps since `begin`, rows as in `Moments`.
 
@@ -131,14 +126,20 @@ class Probe:
             weights: As they are now, by column.
             extra: Further rows of 0-d tensors, by column; NaN where there is none, 0 with `reduce`.
             reduce: Adds the table up over processes.
+            along: Vectors `v` of the weights' shapes by column; with it the first further row is `<d, v>`.
         """
         parts = []
         for device, columns in self._columns.items():
-            rows = self._benches[device].end({column: weights[column].detach() for column in columns})
-            missing = torch.full((), 0.0 if reduce else float("nan"), dtype=torch.float64, device=device)
-            for row in extra:
-                rows.append([row.get(column, missing) for column in columns])
-            table = torch.stack([cell.to(torch.float64) for row in rows for cell in row]).view(len(rows), len(columns))
+            now = {column: weights[column].detach() for column in columns}
+            vectors = {column: along[column].detach() for column in columns if column in along} if along else {}
+            table = self._benches[device].end(now, vectors)
+            missing = 0.0 if reduce else float("nan")
+            rows = [table if along else table[:5]]
+            if along and len(vectors) < len(columns):
+                absent = torch.tensor([column not in vectors for column in columns])
+                table[5].masked_fill_(to_device(absent, device), missing)
+            rows += [_row(cells, columns, missing, device) for cells in extra]
+            table = torch.cat(rows) if len(rows) > 1 else rows[0]
             parts.append(to_host(columns, table if reduce is None else reduce(columns, table)))
         return Reading(parts, self._width)
 
@@ -159,6 +160,15 @@ def squares(weights: Mapping[int, Tensor], width: int) -> Reading:
         for device, columns in by_device.items()
     }
     return Reading([to_host(columns, tables[device]) for device, columns in by_device.items()], width)
+
+
+def _row(cells: Mapping[int, Tensor], columns: Sequence[int], missing: float, device: torch.device) -> Tensor:
+    """One row of a table, (1, columns) float64, of 0-d tensors."""
+    there = {cells[column].dtype for column in columns if column in cells}
+    dtype = there.pop() if len(there) == 1 else torch.float64
+    dtype = dtype if dtype.is_floating_point else torch.float64
+    filler = torch.full((), missing, dtype=dtype, device=device)
+    return torch.stack([cells.get(column, filler).to(dtype) for column in columns]).to(torch.float64).view(1, -1)
 
 
 def to_host(columns: Sequence[int], table: Tensor) -> Part:

@@ -95,6 +95,7 @@ class Tracker:
                 self._info = describe_run(optimizer, self._family, selection, options)
                 self._recorded_to = self._info.earlier.last_step if self._info.earlier is not None else 0
                 self.folder = self._info.folder
+            self._probe.prepare({parameter.device for parameter in self._parameters})
             self._listen_to_checkpoints()
             self._eps_radial.note()
             add_listener(self)
@@ -225,17 +226,20 @@ class Tracker:
             if has_closure:
                 self._probe.read_gradients(self._gradients(columns))
                 self._look_at_norms(None)
+            along = self._momentum_buffers(optimizer, weights)
             names, extra = self._extra_rows(optimizer, weights)
             found_inf = getattr(optimizer, "found_inf", None)
             measurement = Measurement(
                 step=self._step,
                 time=time.time(),
-                reading=self._probe.end({c: local(weight) for c, weight in weights.items()}, extra, self._reduce),
+                reading=self._probe.end(
+                    {column: local(weight) for column, weight in weights.items()}, extra, self._reduce, along
+                ),
                 groups=self._groups,
                 group_of=self._group_of,
                 family=self._family,
                 floors=[floor_of(weights.get(column, parameter)) for column, parameter in enumerate(self._parameters)],
-                extra=names,
+                extra=["change_along_momentum", *names] if along else names,
                 sharded=self._reduce is not None,
                 has_gradients_of_the_step=not has_closure or _evaluates_once(optimizer),
                 frozen=self._frozen,
@@ -326,10 +330,6 @@ class Tracker:
         if factors:
             names.append("state_factor")
             rows.append(factors)
-        along = self._change_along_momentum(optimizer, weights)
-        if along:
-            names.append("change_along_momentum")
-            rows.append(along)
         if self._eps_rows:
             names.append("eps_radial")
             rows.append({column: self._eps_rows[column] for column in weights if column in self._eps_rows})
@@ -355,15 +355,18 @@ class Tracker:
                 factors[column] = factor * whole if part.numel() else torch.zeros((), device=part.device)
         return factors
 
-    def _change_along_momentum(self, optimizer: Optimizer, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """By column, `<d, b>` with the momentum buffer, for lines that get exact by it; shards add up."""
+    def _momentum_buffers(self, optimizer: Optimizer, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """By column, where the line gets exact by the change's inner product with them."""
         state, buffers = state_of(optimizer), {}
+        entries = [self._family.momentum_entry(group) for group in optimizer.param_groups]
+        if not any(entries):
+            return {}
         for column in weights:
-            entry = self._family.momentum_entry(optimizer.param_groups[self._group_of[column] or 0])
+            entry = entries[self._group_of[column] or 0]
             buffer = state.get(self._parameters[column], {}).get(entry) if entry is not None else None
             if isinstance(buffer, Tensor):
                 buffers[column] = local(buffer)
-        return self._probe.change_along({c: local(weights[c]).detach() for c in buffers}, buffers) if buffers else {}
+        return buffers
 
     # Beginning and end.
 

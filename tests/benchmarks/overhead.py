@@ -3,9 +3,10 @@
     python -m tests.benchmarks.overhead [--models resnet18 resnet50] [--rounds 30] [--threads 1] [--training-steps 60]
 
 Printed per model: the extra time of a sampled step over the traffic floor (one copy of the tracked bytes, one pass over
-three arrays of them), how many times dearer the usual per-tensor logger (clone, cosine_similarity, acos) and
-`wandb.watch(log="all")` are, the time of a step that is not sampled, and how much slower training is at `--every 10`.
-Medians of interleaved rounds: machines have moods.
+three arrays of them), the same for Nesterov's SGD, of which the momentum buffer is read, too; how many times dearer the
+usual per-tensor logger (clone, cosine_similarity, acos) and `wandb.watch(log="all")` are; the time of a step that is
+not sampled; and how much slower training is at `--every 10`. Where there is a GPU: training of resnet50 on it, batches
+of 128 in bf16 and channels_last. Medians of interleaved rounds: machines have moods.
 """
 
 import argparse
@@ -70,21 +71,24 @@ class Arrays:
             array.sum()
 
 
-#: The wall clock; on a machine that is busy with other things, this thread's processor time (`--clock cpu`).
+#: The wall clock; on a machine that is busy with other things (`--clock cpu`), processor time of this thread, or of the
+#: process with its writer thread.
 clock: Callable[[], float] = time.perf_counter
+whole_clock: Callable[[], float] = time.perf_counter
 
 
-def timed(work: Callable[[], Any]) -> float:
-    start = clock()
+def timed(work: Callable[[], Any], by: Callable[[], float] | None = None) -> float:
+    by = by or clock
+    start = by()
     work()
-    return clock() - start
+    return by() - start
 
 
-def stepping(name: str, rounds: int, folder: str) -> dict[str, float]:
+def stepping(name: str, rounds: int, folder: str, nesterov: bool = False) -> dict[str, float]:
     """Median seconds of each kind of step, on weights with gradients, without forward and backward."""
     torch.manual_seed(0)
     model = create_model(name, num_classes=10)
-    optimizer = SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    optimizer = SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=nesterov)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
     weights = list(convolutions(model).parameters)
@@ -126,6 +130,7 @@ def stepping(name: str, rounds: int, folder: str) -> dict[str, float]:
         logged - plain for logged, plain in zip(times["usual"][3:], times["plain"][3:], strict=True)
     )
     result["hooks"] = statistics.median(hooks)
+    result["usual_ratio"] = result["usual_extra"] / result["floor"]
     result["elements"] = sum(weight.numel() for weight in weights)
     return result
 
@@ -140,32 +145,45 @@ def _hooks_alone(optimizer: SGD) -> None:
             hook(optimizer, (optimizer,), {})
 
 
-def training(name: str, steps: int, folder: str, size: int = 64, batch: int = 32) -> dict[str, float]:
-    """Seconds a training step, plain and with a sample every ten, in turns of ten steps."""
+def training(
+        name: str, steps: int, folder: str, every: int = 10, size: int = 64, batch: int = 32, device: str = "cpu",
+) -> tuple[float, float]:
+    """How much slower training is with samples, in turns of ten steps, and the seconds of ten plain ones.
+
+    On a GPU in bf16 and channels_last.
+    """
     torch.manual_seed(0)
-    model = create_model(name, num_classes=10)
+    model = create_model(name, num_classes=10).to(device)
+    images, labels = torch.randn(batch, 3, size, size, device=device), torch.randint(0, 10, (batch,), device=device)
+    if device == "cuda":
+        model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
 
     def ten() -> None:
         for _ in range(10):
-            F.cross_entropy(model(images), labels).backward()
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     from smdtrack.tracking.hooks import add_listener, remove_listener
 
-    tracker = tracker_for(model, optimizer, 10, folder)
+    tracker = tracker_for(model, optimizer, every, folder)
+    ten()
     remove_listener(tracker)
     ten()
-    times: dict[str, list[float]] = {"plain": [], "tracked": []}
+    times: dict[str, list[float]] = {"tracked": [], "plain": []}
     for _ in range(max(steps // 10, 2)):
-        times["plain"].append(timed(ten) / 10)
+        times["plain"].append(timed(ten, whole_clock))
         add_listener(tracker)
-        times["tracked"].append(timed(ten) / 10)
+        times["tracked"].append(timed(ten, whole_clock))
         remove_listener(tracker)
     tracker.detach()
-    return {key: statistics.median(values) for key, values in times.items()}
+    slower = statistics.median(tracked / plain for tracked, plain in zip(*times.values(), strict=True)) - 1
+    return slower, statistics.median(times["plain"])
 
 
 def with_wandb(name: str, rounds: int, folder: str) -> float:
@@ -208,8 +226,9 @@ def main() -> None:
     parser.add_argument("--no-wandb", action="store_true")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: with --threads 1 only")
     options = parser.parse_args()
-    global clock
-    clock = time.perf_counter if options.clock == "wall" else time.thread_time
+    global clock, whole_clock
+    if options.clock == "cpu":
+        clock, whole_clock = time.thread_time, time.process_time
     torch.set_num_threads(options.threads)
     os.environ.setdefault("WANDB_SILENT", "true")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -222,15 +241,24 @@ def main() -> None:
             print(f"  optimizer step, plain                {1e3 * seen['plain']:8.2f} ms")
             print(f"  sampled step, extra                  {1e3 * seen['extra']:8.2f} ms")
             print(f"  sampled extra / floor                {seen['ratio']:8.2f}   (fastest: {seen['least']:.2f})")
+            more = stepping(name, options.rounds, folder, nesterov=True)
+            gc.collect()
+            print(f"  the same, Nesterov                   {more['ratio']:8.2f}   (fastest: {more['least']:.2f})")
+            print(f"  usual logger / floor                 {seen['usual_ratio']:8.2f}")
             print(f"  usual logger / sampled extra         {seen['usual_extra'] / seen['extra']:8.2f}")
             print(f"  unsampled step, hooks                {1e6 * seen['hooks']:8.2f} us")
             if not options.no_wandb:
                 watched = with_wandb(name, options.rounds, folder)
                 print(f"  wandb.watch(all) / sampled extra     {watched / seen['extra']:8.2f}")
             if options.training_steps:
-                steps = training(name, options.training_steps, folder)
-                slower = steps["tracked"] / steps["plain"] - 1
+                slower, ten = training(name, options.training_steps, folder)
                 print(f"  training at --every 10               {1e2 * slower:+8.2f} %")
+                print(f"  sampled extra / ten training steps   {1e2 * seen['extra'] / ten:8.2f} %")
+        if torch.cuda.is_available() and options.training_steps:
+            print(f"\nresnet50 on {torch.cuda.get_device_name()}, 128 x 224 px, bf16, channels_last")
+            for every in (1, 10):
+                slower, _ = training("resnet50", 10 * options.training_steps, folder, every, 224, 128, "cuda")
+                print(f"  training at --every {every:<2}               {1e2 * slower:+8.2f} %")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
-"""Both ways of summing, against float64: sizes across blocks, layouts, precisions, changes that are nearly radial."""
+"""All ways of summing, against float64: sizes across blocks, layouts, precisions, changes that are nearly radial."""
 
+import ctypes
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +12,34 @@ from torch import Tensor
 
 from smdtrack.geometry import angle_from_moments
 from smdtrack.tracking import sums
+from smdtrack.tracking.sums import compiling, cpu, native
 from tests.tracking.witness import chord_angle
 
-BENCHES = [sums.CpuBench, sums.KernelBench]
+BENCHES = ["compiled", "numpy", "foreach"]
 SHAPES = [(3,), (8, 27), (64, 64, 3, 3), (130, 1024), (512, 512, 3, 3)]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The passes, compiled as an installation does."""
+    path = tmp_path_factory.mktemp("passes") / "passes.so"
+    if not compiling.compile_passes(path):
+        pytest.skip("no C compiler")
+    return path
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A class of benches, by the name of its way."""
+    if request.param == "foreach":
+        yield sums.ForeachBench
+        return
+    path = request.getfixturevalue("compiled") if request.param == "compiled" else Path("nowhere.so")
+    monkeypatch.setattr(native, "library_path", lambda: path)
+    native.library.cache_clear()
+    assert (native.library() is None) == (request.param == "numpy")
+    yield sums.CpuBench
+    native.library.cache_clear()
 
 
 def stepped(shape: tuple[int, ...], angle: float, shrinkage: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,10 +56,10 @@ def measured(bench: Any, before: Tensor, after: Tensor, gradient: Tensor, scale:
     with torch.no_grad():
         bench.begin({4: weight}, {4: gradient}, scale)
         weight.copy_(after)
-        return [float(row[0]) for row in bench.end({4: weight})]
+        return [float(row[0]) for row in bench.end({4: weight}, {})][:5]
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("angle", "shrinkage"), [(0.3, 0.1), (1e-2, 1e-4), (1e-4, 0.0), (1e-4, 1e-2)])
 def test_the_angle_is_within_a_millionth_of_float64(
@@ -44,7 +71,7 @@ def test_the_angle_is_within_a_millionth_of_float64(
     assert float(angle_from_moments(*moments)) == pytest.approx(chord_angle(before.double(), after.double()), rel=1e-6)
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_all_five_sums(bench: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -58,7 +85,7 @@ def test_all_five_sums(bench: Any, shape: tuple[int, ...], dtype: torch.dtype) -
     assert row[1] == pytest.approx(expected[1], abs=1e-6 * size)
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
 def test_layouts_that_differ_from_one_another(bench: Any) -> None:
     before, after, gradient = stepped((20, 30, 7, 5), 0.1, 0.0)
     plain = measured(bench(), before, after, gradient)
@@ -68,21 +95,103 @@ def test_layouts_that_differ_from_one_another(bench: Any) -> None:
         np.testing.assert_allclose(row, plain, rtol=1e-6, atol=1e-8 * plain[0])
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
 def test_a_loss_scale_is_divided_out(bench: Any) -> None:
     before, after, gradient = stepped((20, 30), 0.1, 0.0)
     plain = measured(bench(), before, after, gradient)
     np.testing.assert_allclose(measured(bench(), before, after, gradient * 512, torch.tensor(512.0)), plain, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
 def test_a_weight_without_a_gradient_has_zeros_and_one_that_did_not_move_turned_by_zero(bench: Any) -> None:
     weight = torch.randn(40, 50)
     one = bench()
     with torch.no_grad():
         one.begin({0: weight}, {}, None)
-        row = [float(cells[0]) for cells in one.end({0: weight})]
-    assert row[1:] == pytest.approx([0.0, 0.0, 0.0, 0.0], abs=1e-10 * row[0])
+        row = [float(cells[0]) for cells in one.end({0: weight}, {})]
+    assert row[1:] == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.0], abs=1e-10 * row[0])
+
+
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_change_along_vectors(bench: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Several weights, one of them without a vector; the vectors in a layout of their own, or in the weights'."""
+    shapes = [(64, 64, 3, 3), (8, 3, 5, 5), (30, 20, 1, 1), (7, 5, 3, 3)]
+    before = {column: torch.randn(shape).to(dtype) for column, shape in enumerate(shapes)}
+    after = {column: (weight + 0.01 * torch.randn_like(weight)) for column, weight in before.items()}
+    vectors = {column: torch.randn_like(before[column]).to(memory_format=layout) for column in (0, 1, 3)}
+    one = bench()
+    with torch.no_grad():
+        one.begin(before, {2: before[2]}, None)
+        table = one.end(after, vectors)
+    assert table.shape == (6, 4)
+    assert table.dtype == torch.float64
+    for column, weight in before.items():
+        d = after[column].double() - weight.double()
+        v = vectors[column].double() if column in vectors else torch.zeros_like(d)
+        assert float(table[4, column]) == pytest.approx(float(d.square().sum()), rel=1e-6)
+        rounding = 1e-6 if dtype == torch.float32 else 1e-4
+        assert float(table[5, column]) == pytest.approx(float((d * v).sum()), abs=rounding * float(d.norm() * v.norm()))
+    assert table[1].tolist() == pytest.approx([0, 0, float(before[2].double().square().sum()), 0], rel=1e-6)
+
+
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
+def test_gradients_that_come_later(bench: Any) -> None:
+    before, after, gradient = stepped((50, 40), 0.1, 0.0)
+    expected = measured(bench(), before, after, gradient)
+    one = bench()
+    with torch.no_grad():
+        one.begin({4: before}, {}, None)
+        one.read_gradients({4: gradient})
+        found = one.end({4: after}, {})
+    np.testing.assert_allclose(found[:5, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bench", BENCHES, indirect=True)
+def test_weights_that_are_no_dense_part_of_memory(bench: Any) -> None:
+    before, after, gradient = stepped((40, 60), 0.1, 0.01)
+    expected = measured(bench(), before, after, gradient)
+    room = torch.zeros(40, 100)
+    weight = room[:, 20:80]
+    one = bench()
+    with torch.no_grad():
+        weight.copy_(before)
+        one.begin({4: weight}, {4: gradient}, None)
+        weight.copy_(after)
+        np.testing.assert_allclose(one.end({4: weight}, {})[:5, 0], expected, rtol=1e-6)
+    assert room[:, :20].count_nonzero() == room[:, 80:].count_nonzero() == 0
+
+
+def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path) -> None:
+    """Sizes around the lanes', at any alignment, between elements that would be seen in the sums."""
+    library = ctypes.CDLL(str(compiled))
+    pointers = ctypes.c_void_p * 1
+    for size in range(40):
+        for shift in range(3):
+            arrays = [np.full(64, 1e6, dtype=np.float32) for _ in range(4)]
+            w, other, copy, now = (array[shift + 8 : shift + 8 + size] for array in arrays)
+            w[:], other[:], now[:] = (np.random.randn(size) for _ in range(3))
+            for vector in (other, None):
+                table = np.zeros((2, 3))
+                at = [pointers(None if x is None else x.ctypes.data) for x in (w, vector, copy, now)]
+                count = (ctypes.c_int64 * 1)(size)
+                library.smdtrack_begin(ctypes.c_int64(1), count, at[0], at[1], at[2],
+                                       ctypes.c_void_p(table[0].ctypes.data))  # fmt: skip
+                library.smdtrack_end(ctypes.c_int64(1), count, at[3], at[1], at[2],
+                                     ctypes.c_void_p(table[1].ctypes.data))  # fmt: skip
+                x, d = w.astype(float), now.astype(float) - w.astype(float)
+                y = np.zeros(size) if vector is None else other.astype(float)
+                expected = [[x @ x, x @ y, y @ y], [x @ d, d @ d, d @ y]]
+                np.testing.assert_allclose(table, expected, rtol=1e-10, atol=1e-12)
+                assert np.array_equal(copy, w)
+            assert np.count_nonzero(arrays[2] == 1e6) == 64 - size
+
+
+def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    assert not compiling.compile_passes(tmp_path / "passes.so")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_threads_sum_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,18 +203,18 @@ def test_several_threads_sum_to_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         bench = sums.CpuBench()
         bench.begin(weights, gradients, None)
-        tables.append(torch.stack([torch.stack(row) for row in bench.end(changed)]))
+        tables.append(bench.end(changed, gradients))
     assert torch.equal(*tables)
 
 
 def test_a_fault_on_another_thread_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(sums, "WORTH_THREADS", 0)
+    monkeypatch.setattr(cpu, "WORTH_THREADS", 0)
     weights = {0: torch.randn(100, 10), 1: torch.randn(5, 5)}
 
-    def work(column: int) -> None:
-        if column == 1:
+    def work(columns: Sequence[int]) -> None:
+        if 1 in columns:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        sums._for_each(work, weights)
+        cpu.for_each(work, weights)

@@ -1,0 +1,65 @@
+"""The passes of `passes.c`, where the package was installed on a machine with a C compiler; else there are none.
+
+Nothing is compiled during a training: see `compiling`.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smdtrack.record.run import Floats
+from smdtrack.tracking.sums.compiling import library_path
+
+
+@functools.cache
+def library() -> Any:
+    """Returns the compiled passes, None where there are none."""
+    try:
+        found = ctypes.CDLL(str(library_path()))
+        for name in ("smdtrack_begin", "smdtrack_end"):
+            getattr(found, name).argtypes = [ctypes.c_int64] + [ctypes.c_void_p] * 5
+            getattr(found, name).restype = None
+    except (OSError, AttributeError):
+        return None
+    return found
+
+
+def suits(*tensors: Tensor | None) -> bool:
+    """Whether these are fp32 in one order of memory; the first must be dense."""
+    first = tensors[0]
+    assert first is not None
+    stride = first.stride()
+    return all(
+        tensor is None or (tensor.dtype == torch.float32 and tensor.stride() == stride and tensor.shape == first.shape)
+        for tensor in tensors
+    )
+
+
+def copied(before: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Floats:
+    """Copies the weights into `before`; returns (W, 3): `<w, w>`, `<w, g>`, `<g, g>`, zero without a gradient."""
+    return _summed(library().smdtrack_begin, before, weights, gradients)
+
+
+def changed(before: Sequence[Tensor], weights: Sequence[Tensor], vectors: Sequence[Tensor | None]) -> Floats:
+    """Returns (W, 3) of the change `d = weights - before`: `<w, d>`, `<d, d>`, `<d, v>`, zero without a vector."""
+    return _summed(library().smdtrack_end, before, weights, vectors)
+
+
+def _summed(
+        work: Any, before: Sequence[Tensor], weights: Sequence[Tensor], vectors: Sequence[Tensor | None],
+) -> Floats:
+    sums = np.zeros((len(before), 3))
+    elements = np.array([tensor.numel() for tensor in before], dtype=np.int64)
+    others = (_pointers(tensors) for tensors in (weights, vectors, before))
+    arrays = (elements, *others, sums)
+    work(len(before), *(array.ctypes.data for array in arrays))
+    return sums
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> Any:
+    return np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], dtype=np.uint64)

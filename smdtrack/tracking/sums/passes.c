@@ -1,0 +1,136 @@
+/* One pass over memory before a step and one after it: a copy, products, and their float64 sums on the way.
+
+   Four lanes at a time, twice, in the vector types that GCC and Clang share: what they make of plain loops is sometimes
+   twice as slow. Nothing is reordered, so no flag is needed that changes how a process rounds. */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef SMDTRACK_CLONES /* a copy for each instruction set, chosen when the library is loaded */
+#define CLONED __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define CLONED
+#endif
+
+#define LANES 4
+
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef double doubles __attribute__((vector_size(8 * LANES)));
+
+#define AT(array, i) (*(floats *)((array) + (i)))
+#define WIDE(array, i) __builtin_convertvector(*(const floats *)((array) + (i)), doubles)
+
+/* Adds the lanes of two partial sums and what was left over. */
+#define TOTAL(s) (s[0][0] + s[0][1] + s[0][2] + s[0][3] + s[1][0] + s[1][1] + s[1][2] + s[1][3] + s##_rest)
+
+/* Copies w; returns <w, w>, <w, g>, <g, g>. */
+CLONED static void read_with(const float *w, const float *g, float *before, int64_t n, double *sums) {
+    doubles ww[2] = {{0}}, wg[2] = {{0}}, gg[2] = {{0}};
+    double ww_rest = 0, wg_rest = 0, gg_rest = 0;
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int k = 0; k < 2; k++) {
+            int64_t at = i + k * LANES;
+            doubles x = WIDE(w, at), y = WIDE(g, at);
+            AT(before, at) = AT(w, at);
+            ww[k] += x * x;
+            wg[k] += x * y;
+            gg[k] += y * y;
+        }
+    for (; i < n; i++) {
+        double x = w[i], y = g[i];
+        before[i] = w[i];
+        ww_rest += x * x;
+        wg_rest += x * y;
+        gg_rest += y * y;
+    }
+    sums[0] = TOTAL(ww);
+    sums[1] = TOTAL(wg);
+    sums[2] = TOTAL(gg);
+}
+
+/* Copies w; returns <w, w>. */
+CLONED static void read_alone(const float *w, float *before, int64_t n, double *sums) {
+    doubles ww[2] = {{0}};
+    double ww_rest = 0;
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int k = 0; k < 2; k++) {
+            int64_t at = i + k * LANES;
+            doubles x = WIDE(w, at);
+            AT(before, at) = AT(w, at);
+            ww[k] += x * x;
+        }
+    for (; i < n; i++) {
+        before[i] = w[i];
+        ww_rest += (double)w[i] * w[i];
+    }
+    sums[0] = TOTAL(ww);
+}
+
+/* Of the change d = now - w: returns <w, d>, <d, d>, <d, v>. */
+CLONED static void compare_along(const float *now, const float *w, const float *v, int64_t n, double *sums) {
+    doubles wd[2] = {{0}}, dd[2] = {{0}}, dv[2] = {{0}};
+    double wd_rest = 0, dd_rest = 0, dv_rest = 0;
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int k = 0; k < 2; k++) {
+            int64_t at = i + k * LANES;
+            doubles x = WIDE(w, at), d = WIDE(now, at) - x;
+            wd[k] += x * d;
+            dd[k] += d * d;
+            dv[k] += d * WIDE(v, at);
+        }
+    for (; i < n; i++) {
+        double x = w[i], d = now[i] - x;
+        wd_rest += x * d;
+        dd_rest += d * d;
+        dv_rest += d * v[i];
+    }
+    sums[0] = TOTAL(wd);
+    sums[1] = TOTAL(dd);
+    sums[2] = TOTAL(dv);
+}
+
+/* Of the change d = now - w: returns <w, d>, <d, d>. */
+CLONED static void compare(const float *now, const float *w, int64_t n, double *sums) {
+    doubles wd[2] = {{0}}, dd[2] = {{0}};
+    double wd_rest = 0, dd_rest = 0;
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int k = 0; k < 2; k++) {
+            int64_t at = i + k * LANES;
+            doubles x = WIDE(w, at), d = WIDE(now, at) - x;
+            wd[k] += x * d;
+            dd[k] += d * d;
+        }
+    for (; i < n; i++) {
+        double x = w[i], d = now[i] - x;
+        wd_rest += x * d;
+        dd_rest += d * d;
+    }
+    sums[0] = TOTAL(wd);
+    sums[1] = TOTAL(dd);
+}
+
+/* For so many tensors of so many elements. A gradient or a vector may be missing: its sums, of (tensors, 3), are left. */
+
+void smdtrack_begin(
+    int64_t tensors, const int64_t *elements, const float *const *w, const float *const *g, float *const *before,
+    double *sums) {
+    for (int64_t i = 0; i < tensors; i++)
+        if (g[i])
+            read_with(w[i], g[i], before[i], elements[i], sums + 3 * i);
+        else
+            read_alone(w[i], before[i], elements[i], sums + 3 * i);
+}
+
+void smdtrack_end(
+    int64_t tensors, const int64_t *elements, const float *const *now, const float *const *v,
+    const float *const *before, double *sums) {
+    for (int64_t i = 0; i < tensors; i++)
+        if (v[i])
+            compare_along(now[i], before[i], v[i], elements[i], sums + 3 * i);
+        else
+            compare(now[i], before[i], elements[i], sums + 3 * i);
+}
