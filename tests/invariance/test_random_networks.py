@@ -15,19 +15,24 @@ POINTS = 5
 ORDER = ("not", "invariant", "degenerate", "null")
 
 
-def truth_at_several_points(network):
-    found = [functional_truth(network, SHAPE, seed=seed, well_posed=True) for seed in range(POINTS)]
+def drawn(seed, values):
+    torch.manual_seed(1000 * values + seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return random_network(seed)
+
+
+def truth_at_several_points(seed):
+    """Of one architecture at several initialisations: a gate may sleep at some."""
+    found = [functional_truth(drawn(seed, k), SHAPE, seed=k, well_posed=True) for k in range(POINTS)]
     found = [verdicts for verdicts in found if verdicts]
     return {name: min((verdicts[name] for verdicts in found), key=ORDER.index) for name in (found[0] if found else ())}
 
 
 def check(seed):
-    torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = random_network(seed)
-    truth = truth_at_several_points(network)
-    found = {weight.name: weight.verdict for weight in audit(network, input_size=SHAPE).weights}
+    """Whether there was a truth to compare with."""
+    truth = truth_at_several_points(seed)
+    found = {weight.name: weight.verdict for weight in audit(drawn(seed, 0), input_size=SHAPE).weights}
     wrong = {name: (found[name], verdict) for name, verdict in truth.items() if found[name] != verdict}
     assert wrong == {}, f"(found, true) in the network of seed {seed}"
     return bool(truth)
@@ -39,7 +44,7 @@ def test_every_tensor_of_random_networks(ten):
     assert sum(compared) >= 8
 
 
-@pytest.mark.parametrize("seed", [47, 230])
+@pytest.mark.parametrize("seed", [248, 270])
 def test_a_small_gate_that_sleeps_at_a_generic_point_is_woken(seed):
     assert check(seed)
 
@@ -54,6 +59,5 @@ def test_every_tensor_of_many_more_random_networks(fifty):
 def test_all_verdicts_occur_among_them():
     verdicts = set()
     for seed in range(8):
-        torch.manual_seed(seed)
-        verdicts |= set(functional_truth(random_network(seed), SHAPE).values())
+        verdicts |= set(functional_truth(drawn(seed, 0), SHAPE).values())
     assert verdicts == set(ORDER)
