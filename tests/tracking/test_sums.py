@@ -1,7 +1,9 @@
 """All ways of summing, against float64: sizes across blocks, layouts, precisions, changes that are nearly radial."""
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from smdtrack.geometry import angle_from_moments
 from smdtrack.tracking import sums
-from smdtrack.tracking.sums import compiling, cpu, native
+from smdtrack.tracking.sums import compiling, native, threads
 from tests.tracking.witness import chord_angle
 
 BENCHES = ["compiled", "numpy", "foreach"]
@@ -176,10 +178,11 @@ def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path
                 table = np.zeros((2, 3))
                 at = [pointers(None if x is None else x.ctypes.data) for x in (w, vector, copy, now)]
                 count = (ctypes.c_int64 * 1)(size)
+                taken = [(ctypes.c_int64 * 1)(0) for _ in range(2)]
                 library.smdtrack_begin(ctypes.c_int64(1), count, at[0], at[1], at[2],
-                                       ctypes.c_void_p(table[0].ctypes.data))  # fmt: skip
+                                       ctypes.c_void_p(table[0].ctypes.data), taken[0])  # fmt: skip
                 library.smdtrack_end(ctypes.c_int64(1), count, at[3], at[1], at[2],
-                                     ctypes.c_void_p(table[1].ctypes.data))  # fmt: skip
+                                     ctypes.c_void_p(table[1].ctypes.data), taken[1])  # fmt: skip
                 x, d = w.astype(float), now.astype(float) - w.astype(float)
                 y = np.zeros(size) if vector is None else other.astype(float)
                 expected = [[x @ x, x @ y, y @ y], [x @ d, d @ d, d @ y]]
@@ -199,22 +202,59 @@ def test_several_threads_sum_to_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     gradients = {column: torch.randn_like(weight) for column, weight in weights.items()}
     changed = {column: weight + 0.01 * torch.randn_like(weight) for column, weight in weights.items()}
     tables = []
-    for threads in (1, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for count in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         bench = sums.CpuBench()
         bench.begin(weights, gradients, None)
         tables.append(bench.end(changed, gradients))
     assert torch.equal(*tables)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_pieces_of_tensors_add_up_to_the_whole(count: int, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
+    monkeypatch.setattr(native, "PIECE", 1000)
+    monkeypatch.setattr(native, "library_path", lambda: compiled)
+    native.library.cache_clear()
+    weights = {column: torch.randn(size) for column, size in enumerate((0, 1, 999, 1000, 1001, 25_017))}
+    gradients = {column: torch.randn_like(weight) for column, weight in weights.items() if column != 4}
+    changed = {column: weight + 0.01 * torch.randn_like(weight) for column, weight in weights.items()}
+    bench = sums.CpuBench()
+    bench.begin(weights, gradients, None)
+    table = bench.end(changed, gradients)
+    native.library.cache_clear()
+    for column, weight in weights.items():
+        w, g = weight.double(), gradients.get(column, torch.zeros_like(weight)).double()
+        d = changed[column].double() - w
+        expected = torch.stack([w @ w, w @ g, g @ g, w @ d, d @ d, d @ g])
+        torch.testing.assert_close(table[:, column], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_fault_on_another_thread_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(cpu, "WORTH_THREADS", 0)
-    weights = {0: torch.randn(100, 10), 1: torch.randn(5, 5)}
+    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
+    here, met = threading.get_ident(), threading.Barrier(2)
 
-    def work(columns: Sequence[int]) -> None:
-        if 1 in columns:
+    def work() -> None:
+        met.wait(timeout=60)
+        if threading.get_ident() != here:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cpu.for_each(work, weights)
+        threads.together(work, 1)
+
+
+def test_nobody_waits_for_a_thread_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    begun, ended = threading.Event(), threading.Event()
+    pool = ThreadPoolExecutor(1)
+    pool.submit(lambda: (begun.set(), ended.wait(timeout=60)))
+    assert begun.wait(timeout=60)
+    monkeypatch.setattr(threads, "_pool", lambda: pool)
+    done: list[int] = []
+    threads.together(lambda: done.append(1), threads.WORTH_THREADS)
+    assert done == [1]
+    ended.set()
+    pool.shutdown()
+    assert done == [1]

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from smdtrack.record.run import Floats
 from smdtrack.tracking.sums.compiling import library_path
+from smdtrack.tracking.sums.threads import together
+
+#: Elements of a piece: many for a large tensor, and still long against the time that it takes to get it (64 us).
+PIECE = 131072
 
 
 @functools.cache
@@ -22,7 +26,7 @@ def library() -> Any:
     try:
         found = ctypes.CDLL(str(library_path()))
         for name in ("smdtrack_begin", "smdtrack_end"):
-            getattr(found, name).argtypes = [ctypes.c_int64] + [ctypes.c_void_p] * 5
+            getattr(found, name).argtypes = [ctypes.c_int64] + [ctypes.c_void_p] * 6
             getattr(found, name).restype = None
     except (OSError, AttributeError):
         return None
@@ -53,12 +57,20 @@ def changed(before: Sequence[Tensor], weights: Sequence[Tensor], vectors: Sequen
 def _summed(
         work: Any, before: Sequence[Tensor], weights: Sequence[Tensor], vectors: Sequence[Tensor | None],
 ) -> Floats:
-    sums = np.zeros((len(before), 3))
+    """Cuts the tensors into pieces, which the threads take one after another."""
     elements = np.array([tensor.numel() for tensor in before], dtype=np.int64)
-    others = (_pointers(tensors) for tensors in (weights, vectors, before))
-    arrays = (elements, *others, sums)
-    work(len(before), *(array.ctypes.data for array in arrays))
-    return sums
+    counts = np.maximum(-(-elements // PIECE), 1)
+    first = np.cumsum(counts) - counts
+    tensor_of = np.repeat(np.arange(len(before)), counts)
+    offsets = PIECE * (np.arange(len(tensor_of)) - first[tensor_of])
+    sizes = np.minimum(elements[tensor_of] - offsets, PIECE)
+    places = [_pointers(tensors)[tensor_of] for tensors in (weights, vectors, before)]
+    places = [np.where(place == 0, 0, place + 4 * offsets.astype(np.uint64)).astype(np.uint64) for place in places]
+    sums, taken = np.zeros((len(sizes), 3)), np.zeros(1, dtype=np.int64)
+    arguments = [array.ctypes.data for array in (sizes, *places, sums, taken)]
+    together(lambda: work(len(sizes), *arguments), int(elements.sum()))
+    result: Floats = np.add.reduceat(sums, first)
+    return result
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> Any:

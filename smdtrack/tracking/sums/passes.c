@@ -113,12 +113,16 @@ CLONED static void compare(const float *now, const float *w, int64_t n, double *
     sums[1] = TOTAL(dd);
 }
 
-/* For so many tensors of so many elements. A gradient or a vector may be missing: its sums, of (tensors, 3), are left. */
+/* For so many pieces of tensors, of so many elements. A gradient or a vector may be missing: its sums, of (pieces, 3),
+   are left. Several threads may call at once with one counter, which says how many pieces have been taken. */
+
+#define EACH(i, pieces, taken) \
+    for (int64_t i; (i = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < pieces;)
 
 void smdtrack_begin(
-    int64_t tensors, const int64_t *elements, const float *const *w, const float *const *g, float *const *before,
-    double *sums) {
-    for (int64_t i = 0; i < tensors; i++)
+    int64_t pieces, const int64_t *elements, const float *const *w, const float *const *g, float *const *before,
+    double *sums, int64_t *taken) {
+    EACH(i, pieces, taken)
         if (g[i])
             read_with(w[i], g[i], before[i], elements[i], sums + 3 * i);
         else
@@ -126,9 +130,9 @@ void smdtrack_begin(
 }
 
 void smdtrack_end(
-    int64_t tensors, const int64_t *elements, const float *const *now, const float *const *v,
-    const float *const *before, double *sums) {
-    for (int64_t i = 0; i < tensors; i++)
+    int64_t pieces, const int64_t *elements, const float *const *now, const float *const *v,
+    const float *const *before, double *sums, int64_t *taken) {
+    EACH(i, pieces, taken)
         if (v[i])
             compare_along(now[i], before[i], v[i], elements[i], sums + 3 * i);
         else
