@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from smdtrack.invariance.residual import batch_variance, eps_radial_derivative
 from smdtrack.tracking.sharding import is_dtensor, local, shard_like
+from smdtrack.tracking.sums.bench import to_device
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ class EpsRadial:
             kept = [float("nan") if momentum is None else 1 - momentum for _, momentum, _ in key]
             known = _Settings(
                 key,
-                _uploaded(torch.tensor(index, dtype=torch.int64), device),
-                _uploaded(torch.tensor(eps, dtype=torch.float64), device),
-                _uploaded(torch.tensor(kept, dtype=torch.float64), device),
+                to_device(torch.tensor(index, dtype=torch.int64), device),
+                to_device(torch.tensor(eps, dtype=torch.float64), device),
+                to_device(torch.tensor(kept, dtype=torch.float64), device),
             )
             self._settings[device] = known
         return known
@@ -150,8 +151,3 @@ def _kept(settings: _Settings, before: Tensor, after: Tensor) -> Tensor:
     """The share of the old running variance that is left after so many more forward passes."""
     by_momentum = settings.kept_a_pass ** (after - before)
     return torch.where(settings.kept_a_pass.isnan(), before / after, by_momentum)
-
-
-def _uploaded(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device for which nobody waits."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
