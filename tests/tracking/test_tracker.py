@@ -288,3 +288,26 @@ def test_a_schedule_that_raises_costs_the_tracking_and_one_warning() -> None:
         "measuring stopped at step 3 (ZeroDivisionError: division by zero); training goes on"
     ]
     assert read_run(tracker.folder).steps.tolist() == [1, 2]
+
+
+def test_a_step_that_raises_is_not_measured_with_the_next(tmp_path: Path) -> None:
+    seed_everything(0)
+    model = tiny()
+    optimizer = sgd(model)
+    witness = Witness(model, optimizer)
+
+    def fail(*_: object) -> None:
+        if len(witness.steps) == 2:
+            raise RuntimeError("after the weights have moved, before our hook")
+
+    optimizer.register_step_post_hook(fail)
+    with smdtrack.watch(model, optimizer, every=2, sinks=["local"], folder=tmp_path) as tracker:
+        for _ in range(6):
+            try:
+                train(model, optimizer, 1)
+            except RuntimeError:
+                optimizer.zero_grad()
+    run = read_run(tracker.folder)
+    assert run.steps.tolist() == [4, 6]
+    for step, angle in zip(*run.series("angle/0"), strict=True):
+        assert angle == pytest.approx(witness.angle("0.weight", int(step)), rel=1e-6)
