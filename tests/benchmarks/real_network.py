@@ -4,8 +4,8 @@
     python -m tests.benchmarks.real_network lion muon  only these
 
 Each row is `smdtrack run --every 1 recipes/train.py` as a user types it; the figures come from the local record. Every
-step is measured, for a table about the lines: gradients come in bursts here, and a third of a run sampled at every fifth
-step (132 samples) scatters by 1 to 2 %, by 4 % for the smallest weight.
+step is measured, for a table about the lines: gradients come in bursts here, and a third of a run sampled at every
+fifth step (132 samples) scatters by 1 to 2 %, by 4 % for the smallest weight.
 
 The lines of most optimizers take gradients for uncorrelated in time. The last column tests just that, without any use
 of norms or weight decay: the angle over 64 steps against the one that white gradients would have made of the measured
