@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smdtrack.theory.plan import Plan, Stage
+from smdtrack.theory.plan import Plan
+from smdtrack.theory.stages import Stage
 
 HEIGHT = 12
 #: Wider than this nothing gets any clearer.

@@ -3,13 +3,10 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from smdtrack.theory.line import Line
+from smdtrack.theory.stages import Stage
 from smdtrack.theory.transients import Leg
-
-if TYPE_CHECKING:
-    from smdtrack.theory.plan import Stage
 
 SHORT_STAGE = 0.3
 LARGE_ANGLE = 0.1
@@ -17,7 +14,7 @@ LARGE_ANGLE = 0.1
 _DROP = 1.5
 
 
-def warnings(peak: Line, stages: "Sequence[Stage]", total: float | None, legs: Sequence[Leg]) -> list[str]:
+def warnings(peak: Line, stages: Sequence[Stage], total: float | None, legs: Sequence[Leg]) -> list[str]:
     """What is likely to surprise.
 
     Args:
@@ -49,7 +46,7 @@ def warnings(peak: Line, stages: "Sequence[Stage]", total: float | None, legs: S
 
 
 def advice(
-        peak: Line, stages: "Sequence[Stage]", total: float | None, weight_decay: float,
+        peak: Line, stages: Sequence[Stage], total: float | None, weight_decay: float,
         asked: tuple[float, float, Line] | None,
 ) -> list[str]:
     """What would change it; code in backticks.
@@ -71,7 +68,7 @@ def advice(
     return found
 
 
-def _rescalings(peak: Line, stages: "Sequence[Stage]") -> list[str]:
+def _rescalings(peak: Line, stages: Sequence[Stage]) -> list[str]:
     """Where the learning rate drops: by how much to rescale the norms, once for all drops of one size."""
     if not peak.angular_update or peak.trust is not None or peak.norm_exponent is None or peak.norm_exponent <= -1:
         return []
