@@ -168,7 +168,6 @@ def test_weights_that_are_no_dense_part_of_memory(bench: Any) -> None:
 def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path) -> None:
     """Sizes around the lanes', at any alignment, between elements that would be seen in the sums."""
     library = ctypes.CDLL(str(compiled))
-    pointers = ctypes.c_void_p * 1
     for size in range(40):
         for shift in range(3):
             arrays = [np.full(64, 1e6, dtype=np.float32) for _ in range(4)]
@@ -176,13 +175,13 @@ def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path
             w[:], other[:], now[:] = (np.random.randn(size) for _ in range(3))
             for vector in (other, None):
                 table = np.zeros((2, 3))
-                at = [pointers(None if x is None else x.ctypes.data) for x in (w, vector, copy, now)]
-                count = (ctypes.c_int64 * 1)(size)
-                taken = [(ctypes.c_int64 * 1)(0) for _ in range(2)]
-                library.smdtrack_begin(ctypes.c_int64(1), count, at[0], at[1], at[2],
-                                       ctypes.c_void_p(table[0].ctypes.data), taken[0])  # fmt: skip
-                library.smdtrack_end(ctypes.c_int64(1), count, at[3], at[1], at[2],
-                                     ctypes.c_void_p(table[1].ctypes.data), taken[1])  # fmt: skip
+                count = np.array([size], dtype=np.int64)
+                at = [np.array([0 if x is None else x.ctypes.data], dtype=np.uint64) for x in (w, vector, copy, now)]
+                for function, first, sums_there in (
+                    (library.smdtrack_begin, at[0], table[0]), (library.smdtrack_end, at[3], table[1])
+                ):  # fmt: skip
+                    places = (count, first, at[1], at[2], sums_there)
+                    function(ctypes.byref(native.Job(1, *(array.ctypes.data for array in places), 0)))
                 x, d = w.astype(float), now.astype(float) - w.astype(float)
                 y = np.zeros(size) if vector is None else other.astype(float)
                 expected = [[x @ x, x @ y, y @ y], [x @ d, d @ d, d @ y]]

@@ -14,10 +14,20 @@ from torch import Tensor
 
 from smdtrack.record.run import Floats
 from smdtrack.tracking.sums.compiling import library_path
-from smdtrack.tracking.sums.threads import together
+from smdtrack.tracking.sums.threads import together_compiled
 
 #: Elements of a piece: many for a large tensor, and still long against the time that it takes to get it (64 us).
 PIECE = 131072
+
+
+class Job(ctypes.Structure):
+    """`struct job` of `passes.c`."""
+
+    _fields_ = (
+        ("pieces", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("elements", "weights", "vectors", "before", "sums")),
+        ("taken", ctypes.c_int64),
+    )
 
 
 @functools.cache
@@ -26,7 +36,7 @@ def library() -> Any:
     try:
         found = ctypes.CDLL(str(library_path()))
         for name in ("smdtrack_begin", "smdtrack_end"):
-            getattr(found, name).argtypes = [ctypes.c_int64] + [ctypes.c_void_p] * 6
+            getattr(found, name).argtypes = [ctypes.c_void_p]
             getattr(found, name).restype = None
     except (OSError, AttributeError):
         return None
@@ -66,9 +76,9 @@ def _summed(
     sizes = np.minimum(elements[tensor_of] - offsets, PIECE)
     places = [_pointers(tensors)[tensor_of] for tensors in (weights, vectors, before)]
     places = [np.where(place == 0, 0, place + 4 * offsets.astype(np.uint64)).astype(np.uint64) for place in places]
-    sums, taken = np.zeros((len(sizes), 3)), np.zeros(1, dtype=np.int64)
-    arguments = [array.ctypes.data for array in (sizes, *places, sums, taken)]
-    together(lambda: work(len(sizes), *arguments), int(elements.sum()))
+    sums = np.zeros((len(sizes), 3))
+    job = Job(len(sizes), *(array.ctypes.data for array in (sizes, *places, sums)), 0)
+    together_compiled(work, job, int(elements.sum()))
     result: Floats = np.add.reduceat(sums, first)
     return result
 

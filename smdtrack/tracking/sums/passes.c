@@ -113,28 +113,32 @@ CLONED static void compare(const float *now, const float *w, int64_t n, double *
     sums[1] = TOTAL(dd);
 }
 
-/* For so many pieces of tensors, of so many elements. A gradient or a vector may be missing: its sums, of (pieces, 3),
-   are left. Several threads may call at once with one counter, which says how many pieces have been taken. */
+/* Pieces of tensors. A gradient or a vector may be missing: its sums, of (pieces, 3), are left. Several threads may be
+   called with one job: `taken` says how many pieces have been taken. */
+struct job {
+    int64_t pieces;
+    const int64_t *elements;
+    const float *const *weights;
+    const float *const *vectors;
+    float *const *before;
+    double *sums;
+    int64_t taken;
+};
 
-#define EACH(i, pieces, taken) \
-    for (int64_t i; (i = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < pieces;)
+#define EACH(i, job) for (int64_t i; (i = __atomic_fetch_add(&(job)->taken, 1, __ATOMIC_RELAXED)) < (job)->pieces;)
 
-void smdtrack_begin(
-    int64_t pieces, const int64_t *elements, const float *const *w, const float *const *g, float *const *before,
-    double *sums, int64_t *taken) {
-    EACH(i, pieces, taken)
-        if (g[i])
-            read_with(w[i], g[i], before[i], elements[i], sums + 3 * i);
+void smdtrack_begin(struct job *job) {
+    EACH(i, job)
+        if (job->vectors[i])
+            read_with(job->weights[i], job->vectors[i], job->before[i], job->elements[i], job->sums + 3 * i);
         else
-            read_alone(w[i], before[i], elements[i], sums + 3 * i);
+            read_alone(job->weights[i], job->before[i], job->elements[i], job->sums + 3 * i);
 }
 
-void smdtrack_end(
-    int64_t pieces, const int64_t *elements, const float *const *now, const float *const *v,
-    const float *const *before, double *sums, int64_t *taken) {
-    EACH(i, pieces, taken)
-        if (v[i])
-            compare_along(now[i], before[i], v[i], elements[i], sums + 3 * i);
+void smdtrack_end(struct job *job) {
+    EACH(i, job)
+        if (job->vectors[i])
+            compare_along(job->weights[i], job->before[i], job->vectors[i], job->elements[i], job->sums + 3 * i);
         else
-            compare(now[i], before[i], elements[i], sums + 3 * i);
+            compare(job->weights[i], job->before[i], job->elements[i], job->sums + 3 * i);
 }
