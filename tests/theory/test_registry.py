@@ -180,8 +180,6 @@ def test_reference_gives_one_line_per_group():
 ])
 @pytest.mark.filterwarnings("ignore:It is highly recommended")
 def test_every_optimizer_of_timm_has_a_line_or_a_reason(name):
-    if "muon" in name:
-        pytest.skip("calibrated in test_comparison")
     optimizer = create_optimizer_v2([weight(8, 8)], name, lr=1e-3, weight_decay=0.0 if name in CAUTIOUS else 0.01)
     if name.startswith("kron"):
         uncompile(optimizer)
