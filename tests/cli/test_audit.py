@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from smdtrack.cli import main
+from smdtrack.cli import _audit_work, main
 
 SMALL = "test_efficientnet"
 SIZE = ("--input-size", "3", "32", "32")
@@ -111,6 +111,17 @@ def test_the_csv_file_is_resumed(run, tmp_path):
     assert "2 of 2 models are in" in result.stderr
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     refused(run(SMALL, "--csv", tmp_path / "other.csv"), "not a CSV file of smdtrack audit")
+
+
+def test_a_worker_gives_its_memory_back_after_each_model(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(_audit_work, "return_memory", lambda: given_back.append(1))
+    requests = [_audit_work.Request(name, input_size=(3, 32, 32)) for name in (SMALL, "no_such_model")]
+    results = [_audit_work._attempt(request) for request in requests]
+    assert [type(result).__name__ for result in results] == ["Audit", "Failure"]
+    assert len(given_back) == 2
+    monkeypatch.undo()
+    _audit_work.return_memory()
 
 
 def test_a_worker_ends_with_the_command_that_is_killed(tmp_path):
