@@ -73,8 +73,8 @@ class EpsRadial:
     def read(self, loss_scale: Tensor | None = None) -> dict[int, Tensor]:
         """Returns by column, as 0-d float64 tensors on their device, the radial derivatives that eps leaves.
 
-        nan where no forward pass went through the norm in training mode since `note`. Empty before the first `note`,
-        and where scales have no gradients.
+        nan where no forward pass went through the norm in training mode since `note`; 0 where its scale has no
+        gradient to tell by. Empty before the first `note`.
 
         Args:
             loss_scale: What a loss scaler has multiplied the gradients with.
@@ -82,14 +82,13 @@ class EpsRadial:
         found: dict[int, Tensor] = {}
         for device, columns in self._columns.items():
             norms = [self._norm(column) for column in columns]
-            gradients = [norm.weight.grad for norm in norms]
             before = self._before.get(device)
-            if before is None or any(gradient is None for gradient in gradients):
+            if before is None:
                 continue
             settings = self._settings_of(device, norms)
             kept = _kept(settings, before.passes, _passes(norms))[settings.norm_of_channel]
             variance = batch_variance(before.variance, _variances(norms), kept)
-            gradient = _concatenated([local(gradient) for gradient in gradients if gradient is not None])
+            gradient = _concatenated([_scale_gradient(norm) for norm in norms])
             radial = eps_radial_derivative(before.scale, gradient, variance, settings.eps)
             sums = torch.zeros(len(columns), dtype=torch.float64, device=device)
             sums.index_add_(0, settings.norm_of_channel, radial)
@@ -137,6 +136,11 @@ def _variances(norms: Sequence[_BatchNorm]) -> Tensor:
 
 def _scales(norms: Sequence[_BatchNorm]) -> list[Tensor]:
     return [local(norm.weight) for norm in norms]
+
+
+def _scale_gradient(norm: _BatchNorm) -> Tensor:
+    gradient = norm.weight.grad
+    return torch.zeros_like(local(norm.weight)) if gradient is None else local(gradient)
 
 
 def _passes(norms: Sequence[_BatchNorm]) -> Tensor:

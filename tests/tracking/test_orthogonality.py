@@ -187,6 +187,26 @@ def test_batch_norm_frozen_in_mid_run_is_reported_and_its_weights_lose_their_lin
     assert np.nan_to_num(share).tolist() == [0.0] * 6 + [0.5] * 6 + [0.0] * 3
 
 
+def test_batch_norm_frozen_with_its_parameters_is_reported_and_the_others_are_still_corrected(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
+    reference = Reference(model, {"3.weight": "4"}, optimizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with watched(model, optimizer, tmp_path) as tracker:
+            train(model, optimizer, 4)
+            model[1].eval().requires_grad_(False)
+            train(model, optimizer, 4)
+    assert [message.partition(": their batch norm is in eval mode")[0] for message in messages(caught)] == [
+        "no longer scale-invariant: 0"
+    ]
+    run = read_run(tracker.folder)
+    assert np.isfinite(run.values["angle_eq"][:, 0]).tolist() == [True] * 4 + [False] * 4
+    expected, plain = reference.residuals["3.weight"], max(reference.cosines["3.weight"])
+    np.testing.assert_allclose(columns(run)["3.weight"], expected, atol=4e-3 * plain)
+
+
 def test_a_validation_between_backward_and_step_is_no_frozen_batch_norm(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small(eps=1e-5)
