@@ -3,6 +3,7 @@
 MODE is plain, ddp, fsdp, or late: sharded only when the optimizer is there and watched, as Accelerate does it.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -70,8 +71,11 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
     }
     if dist.get_rank() == 0:
         torch.save(whole, folder / "end.pt")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+    # A gloo thread that still holds the last step's work when Python ends aborts the process. It is joined once nothing
+    # refers to the group, and DDP, which does, lies in a cycle.
+    gc.collect()
+    dist.destroy_process_group()
