@@ -12,11 +12,14 @@ Source: elementary; derived here: in the plane of `a` and `b`, `b` has the coord
 rest of `d` across it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 #: Elements whose products are summed in fp32 before the sum goes to float64: errors near 1e-7, at the speed of BLAS.
 CHUNK = 16384
+_LOW = (torch.float16, torch.bfloat16)
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -38,6 +41,17 @@ def flat_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.stride() == b.stride():
         return flat(a), flat(b)
     return a.reshape(-1), b.reshape(-1)
+
+
+def wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns tensors of fp16 and bf16 in fp32, converted by fused kernels, and the others as they are."""
+    low = [tensor for tensor in tensors if tensor.dtype in _LOW]
+    if not low:
+        return list(tensors)
+    converted = [torch.empty_like(tensor, dtype=torch.float32) for tensor in low]
+    torch._foreach_copy_(converted, low)
+    widened = iter(converted)
+    return [next(widened) if tensor.dtype in _LOW else tensor for tensor in tensors]
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -79,7 +93,7 @@ def angular_update(before: Tensor, after: Tensor, filter_dim: int | None = None)
     Raises:
         ValueError: If the shapes differ.
     """
-    if before.dtype in (torch.float16, torch.bfloat16):
+    if before.dtype in _LOW:
         before, after = before.float(), after.float()
     change = after - before
     weight_squared, weight_change = _dot(before, before, filter_dim), _dot(before, change, filter_dim)

@@ -8,7 +8,7 @@ is unknown, and calibrated.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from smdtrack.theory import updates as up
 from smdtrack.theory.calibration import CannotRunError
 from smdtrack.theory.line import Line
 from smdtrack.theory.motion import Motion, line_of, no_line
-from smdtrack.theory.plug_in import state_factor
+from smdtrack.theory.plug_in import state_factors
 from smdtrack.theory.rules_other import Rule, approximate, cautious
 from smdtrack.theory.settings import Setting
 
@@ -123,7 +123,7 @@ class Family:
         Args:
             group: a parameter group of the optimizer (`lr_scale` is already in its lr).
             shape: of the weight.
-            state_factor: the value of `Family.state_factor`, where the family has one.
+            state_factor: the weight's value of `Family.state_factors`, where the family has one.
             alignment: `<u, b>/|u|^2` of update and momentum buffer, means over several steps, where
                 `Family.momentum_entry` names the buffer.
         """
@@ -146,19 +146,26 @@ class Family:
         nesterov = self._class == "torch.SGD" and group.get("nesterov") and group.get("weight_decay")
         return "momentum_buffer" if nesterov and not self._lookahead else None
 
-    def state_factor(self, parameter: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
-        """`<w^2/denom>/<w^2>` on the weight's device where weight decay passes through the state, else None.
+    def state_factors(
+            self, parameters: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any],
+    ) -> list[Tensor] | None:
+        """`<w^2/denom>/<w^2>` per weight, 0-d float64, where weight decay passes through the state, else None.
 
         Call it after a step. It never waits for the device. A momentum that grows with the step count (NAdam) is
         noted on the way, from a counter that lives on the host.
+
+        Args:
+            parameters: weights of the group, all on one device.
+            states: the optimizer's state for each; None of them may be empty.
+            group: the parameter group.
         """
         if not group.get("weight_decay") or group.get("decoupled_weight_decay") or group.get("decoupled_decay"):
             return None
-        if group.get("decoupled"):
+        if group.get("decoupled") or not states:
             return None
-        if self._class in ("torch.NAdam", "timm.NAdamLegacy") and state:
-            self._note_step(state["step"])
-        return state_factor(self._class, parameter, state, group) if self._is_coupled() else None
+        if self._class in ("torch.NAdam", "timm.NAdamLegacy"):
+            self._note_step(states[0]["step"])
+        return state_factors(self._class, parameters, states, group) if self._is_coupled() else None
 
     def _is_coupled(self) -> bool:
         return not (self._class == "torch.AdamW" or (
@@ -250,11 +257,10 @@ def reference(optimizer: Optimizer) -> list[Line]:
     lines = []
     for group in optimizer.param_groups:
         weights = [parameter for parameter in group["params"] if parameter.ndim >= 2] or list(group["params"])
-        factor = None
         state = getattr(optimizer, "_base_optimizer", optimizer).state
-        if weights and weights[0] in state:
-            factor = family.state_factor(weights[0], state[weights[0]], group)
+        seen = [weight for weight in weights[:1] if state.get(weight)]
+        factors = family.state_factors(seen, [state[weight] for weight in seen], group)
         shape = tuple(weights[0].shape) if weights else (1, 1)
         with torch.no_grad():
-            lines.append(family.line(group, shape, state_factor=None if factor is None else float(factor)))
+            lines.append(family.line(group, shape, state_factor=float(factors[0]) if factors else None))
     return lines

@@ -1,6 +1,7 @@
 """One sampled step, from the optimizer's pre-hook to its post-hook: what is read when, and from where."""
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -217,19 +218,24 @@ class Measurer:
 
     def _state_factors(self, columns: list[int]) -> dict[int, Tensor]:
         """By column, for lines that read the state; as a share of the squared norm, so that shards add up."""
-        factors = {}
-        state = state_of(self._optimizer)
+        state, alike = state_of(self._optimizer), defaultdict[tuple[int, torch.device], list[int]](list)
         for column in columns:
-            parameter, group = self._parameters[column], self._group_of[column] or 0
-            entries = {
-                key: local(value) if isinstance(value, Tensor) else value
-                for key, value in state.get(parameter, {}).items()
-            }
-            part = local(parameter)
-            factor = self._family.state_factor(part, entries, self._optimizer.param_groups[group])
-            if factor is not None:
-                whole = 1.0 if self._reduce is None else part.detach().double().square().sum()
-                factors[column] = factor * whole if part.numel() else torch.zeros((), device=part.device)
+            if state.get(self._parameters[column]):
+                alike[self._group_of[column] or 0, self._parameters[column].device].append(column)
+        factors: dict[int, Tensor] = {}
+        for (group, _), those in alike.items():
+            parts = [local(self._parameters[column].detach()) for column in those]
+            entries = [
+                {key: local(value) if isinstance(value, Tensor) else value
+                 for key, value in state[self._parameters[column]].items()}
+                for column in those
+            ]  # fmt: skip
+            found = self._family.state_factors(parts, entries, self._optimizer.param_groups[group])
+            if found is not None and self._reduce is not None:
+                squares = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float64)).square()
+                # A shard may be empty.
+                found = list(torch.where(squares > 0, torch.stack(found) * squares, 0.0).unbind())
+            factors |= zip(those, found or [], strict=False)
         return factors
 
     def _momentum_buffers(self, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:

@@ -96,9 +96,9 @@ class Simulation:
 
     def line(self):
         """The line at the present state."""
-        factor = self.family.state_factor(self.weight, self.state, self.group) if self.state else None
+        factors = self.family.state_factors([self.weight], [self.state], self.group) if self.state else None
         return self.family.line(
-            self.group, tuple(self.weight.shape), state_factor=None if factor is None else float(factor))
+            self.group, tuple(self.weight.shape), state_factor=float(factors[0]) if factors else None)
 
     def rescale(self, factor: float) -> None:
         """Multiplies the weight, as if it had grown there."""

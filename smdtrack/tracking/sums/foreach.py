@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from smdtrack.geometry import wide
 from smdtrack.tracking.sums.bench import Copies
 
 #: Elements of products and changes that are held at a time.
@@ -43,7 +44,7 @@ class ForeachBench:
         """See `Bench`."""
         for places, columns in self._batches(gradients):
             given = [gradients[column] for column in columns]
-            products = torch._foreach_mul(_wide([self._before[column] for column in columns]), _wide(given))
+            products = torch._foreach_mul(wide([self._before[column] for column in columns]), wide(given))
             self._put(1, places, _totals(products))
             self._put(2, places, _squares(given))
 
@@ -51,13 +52,13 @@ class ForeachBench:
         """See `Bench`."""
         after = _squares(list(weights.values()))
         for places, columns in self._batches(weights):
-            new, old = _wide([weights[c] for c in columns]), _wide([self._before[c] for c in columns])
+            new, old = wide([weights[c] for c in columns]), wide([self._before[c] for c in columns])
             changes = torch._foreach_sub(new, old)
             self._put(4, places, _squares(changes))
             along = [index for index, column in enumerate(columns) if column in vectors]
             if along:
                 products = [changes[index] for index in along]
-                torch._foreach_mul_(products, _wide([vectors[columns[index]] for index in along]))
+                torch._foreach_mul_(products, wide([vectors[columns[index]] for index in along]))
                 self._put(5, [places[index] for index in along], _totals(products))
         self._table[3] = (after - self._table[0] - self._table[4]) / 2
         return self._table
@@ -96,13 +97,3 @@ def _totals(products: Sequence[Tensor]) -> Tensor:
     torch._foreach_clamp_min_(list(products), 0)
     return 2 * torch.stack(torch._foreach_norm(list(products), 1, dtype=torch.float64)) - absolute
 
-
-def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """In fp32 where they are in less, in fused kernels."""
-    low = [tensor for tensor in tensors if tensor.dtype in (torch.float16, torch.bfloat16)]
-    if not low:
-        return list(tensors)
-    wide = [torch.empty_like(tensor, dtype=torch.float32) for tensor in low]
-    torch._foreach_copy_(wide, low)
-    converted = iter(wide)
-    return [next(converted) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor for tensor in tensors]
