@@ -27,11 +27,11 @@ def print_summary(summary: Summary, folder: Path, hints: list[str], console: Con
 def _table(summary: Summary) -> Table:
     table = Table(
         title=f"Angular update per step, RMS over steps {summary.first_step} to {summary.last_step}",
-        caption="pred: drift-corrected line; eq: equilibrium line; mrad per optimizer step",
+        caption="mrad per optimizer step; pred: drift-corrected line; eq: equilibrium line; +-: error of sampling",
         title_justify="left", caption_justify="left", box=None, header_style="bold",
     )  # fmt: skip
     table.add_column("weight", overflow="ellipsis", no_wrap=True, min_width=16)
-    for title in ("angle", "pred", "eq", "angle/pred", "angle/eq", "norm", "norm eq", "reached at"):
+    for title in ("angle", "pred", "eq", "angle/pred", "angle/eq", "+-", "norm", "norm eq", "reached at"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary.weights:
         table.add_row(
@@ -41,6 +41,7 @@ def _table(summary: Summary) -> Table:
             _milli(row.angle_eq),
             _ratio(row.pred_ratio),
             _ratio(row.eq_ratio),
+            "-" if row.ratio_error is None else f"{row.ratio_error:.3f}",
             _number(row.norm),
             _number(row.norm_eq),
             "-" if row.equilibrium_step is None else f"step {row.equilibrium_step}",

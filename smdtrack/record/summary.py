@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from smdtrack.record.run import Floats, Run
+from smdtrack.record.sampling import sampling_error_of_rms
 
 #: A weight is in equilibrium when its RMS angle is within this share of the equilibrium line.
 EQUILIBRIUM_BAND = 0.1
@@ -25,6 +26,7 @@ class WeightSummary:
         angle_eq: Equilibrium line.
         pred_ratio: angle / angle_pred.
         eq_ratio: angle / angle_eq.
+        ratio_error: Standard error of the two ratios for want of the steps that were not sampled, as a share of them.
         time_constant: Steps in which the squared norm's distance from equilibrium falls by e, as theory has it.
         equilibrium_step: Step at which the rolling RMS angle came within 10 % of the equilibrium line, to stay there.
     """
@@ -36,6 +38,7 @@ class WeightSummary:
     angle_eq: float | None
     pred_ratio: float | None
     eq_ratio: float | None
+    ratio_error: float | None
     norm: float | None
     norm_eq: float | None
     time_constant: float | None
@@ -110,6 +113,7 @@ def _weight_summary(run: Run, index: int, start: int) -> WeightSummary:
         angle_eq=angle_eq,
         pred_ratio=_ratio(angle_beside, angle_pred),
         eq_ratio=_ratio(angle_beside, angle_eq),
+        ratio_error=sampling_error_of_rms(_of_its_line(column, start), _share_sampled(run, start)),
         norm=_rms(column["norm"][start:]),
         norm_eq=_rms(_get(column, "norm_eq")[start:]),
         time_constant=_rms(_get(column, "time_constant")[-1:]),
@@ -117,6 +121,16 @@ def _weight_summary(run: Run, index: int, start: int) -> WeightSummary:
         line_kind=weight.line_kind,
         line_reason=weight.line_reason,
     )
+
+
+def _of_its_line(column: Mapping[str, Floats], start: int) -> Floats:
+    """Each angle of the window as a share of its line, so that a schedule is no scatter; where there is none, as is."""
+    angle, line = column["angle"][start:], _get(column, "angle_eq")[start:]
+    return angle / line if np.isfinite(line).any() and (line[np.isfinite(line)] > 0).all() else angle
+
+
+def _share_sampled(run: Run, start: int) -> float:
+    return (len(run.steps) - 1 - start) / max(int(run.steps[-1] - run.steps[start]), 1)
 
 
 def _drift_corrected(run: Run, column: Mapping[str, Floats], start: int) -> float | None:
@@ -168,13 +182,19 @@ def _verdict(rows: tuple[WeightSummary, ...]) -> str:
     on_line = sum(abs(ratio - 1) <= EQUILIBRIUM_BAND for ratio in drift)
     line = (
         f"{on_line} of {len(rows)} weights turn as theory predicts"
-        f" (measured / drift-corrected line {drift[0]:.3f} to {drift[-1]:.3f})"
+        f" (measured / drift-corrected line {drift[0]:.3f} to {drift[-1]:.3f}{_give_or_take(rows)})"
     )
     if not with_line:
         return f"{line}; no weight has an equilibrium"
     if settled == len(rows):
         return f"{line}; all are in equilibrium"
     return f"{line}; {settled} of {len(rows)} are in equilibrium"
+
+
+def _give_or_take(rows: tuple[WeightSummary, ...]) -> str:
+    errors = [row.ratio_error for row in rows if row.ratio_error is not None]
+    typical = float(np.median(errors)) if errors else 0.0
+    return f", give or take {typical:.3f}" if typical >= 5e-4 else ""
 
 
 def _get(column: Mapping[str, Floats], family: str) -> Floats:

@@ -82,3 +82,19 @@ def test_rolling_rms_matches_brute_force():
     values = np.random.default_rng(0).standard_normal(50)
     expected = [np.sqrt(np.mean(values[max(0, end - 10) : end] ** 2)) for end in range(1, 51)]
     np.testing.assert_allclose(rolling_rms(values), expected, rtol=1e-12)
+
+
+def test_each_ratio_has_its_error_and_a_schedule_is_none():
+    generator = np.random.default_rng(0)
+    line = 0.02 * np.cos(np.linspace(0, 1.5, 600))
+    angle = line * (1 + 0.1 * generator.standard_normal(600))
+    summary = summarize(make_run(list(range(10, 6010, 10)), memory=1.0, angle=angle, angle_eq=line))
+    assert summary.weights[0].ratio_error == pytest.approx(0.1 * np.sqrt(0.9 / 200), rel=0.2)
+    assert f", give or take {summary.weights[0].ratio_error:.3f})" in summary.verdict
+    without_line = summarize(make_run(list(range(10, 6010, 10)), angle=angle / line))
+    assert without_line.weights[0].ratio_error == pytest.approx(summary.weights[0].ratio_error, rel=0.01)
+    whole = summarize(make_run(list(range(1, 601)), memory=1.0, angle=angle, angle_eq=line))
+    assert whole.weights[0].ratio_error == 0
+    short = summarize(make_run(list(range(10, 310, 10)), memory=1.0, angle=angle[:30], angle_eq=line[:30]))
+    assert short.weights[0].ratio_error is None
+    assert "give or take" not in whole.verdict + short.verdict
