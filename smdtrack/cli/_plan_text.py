@@ -74,18 +74,28 @@ def _entry(console: Console, label: str, text: str, width: int) -> None:
 
 def _table(plan: Plan, *, tight: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0))
-    for name in ("\nstage", "\nepochs", "\nlr", "line\nat end", "time\nconst.", "pre-\ndicted", "pred./\nline"):
-        table.add_column(name, justify="left" if name.startswith("\n") else "right", no_wrap=True)
-    table.add_column("equi-\nlibrium", no_wrap=True)
-    for stage in plan.stages:
-        lr = _number(stage.lr_start)
-        if stage.lr_end != stage.lr_start:
-            lr += f" > {_number(stage.lr_end)}"
-        table.add_row(
-            stage.name, stage.epochs, lr, _number(stage.angular_update), _number(stage.time_constants, 2),
-            _number(stage.predicted_angle), _number(stage.lag, 3), _verdict(stage),
-        )
+    columns = ("\nstage", "\nepochs", "\nlr", "line\nat end", "time\nconst.", "pre-\ndicted", "pred./\nline",
+               "equi-\nlibrium")
+    rows = [_row(stage) for stage in plan.stages]
+    # Where theory says nothing before the training only the schedule is left.
+    told = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
+    for place in told:
+        left = place < 3 or place == len(columns) - 1
+        title = columns[place] if len(told) > 3 else columns[place].strip()
+        table.add_column(title, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[place] for place in told))
     return table
+
+
+def _row(stage: Stage) -> tuple[str, ...]:
+    lr = _number(stage.lr_start)
+    if stage.lr_end != stage.lr_start:
+        lr += f" > {_number(stage.lr_end)}"
+    return (
+        stage.name, stage.epochs, lr, _number(stage.angular_update), _number(stage.time_constants, 2),
+        _number(stage.predicted_angle), _number(stage.lag, 3), _verdict(stage),
+    )  # fmt: skip
 
 
 def _verdict(stage: Stage) -> str:

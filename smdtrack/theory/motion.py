@@ -13,6 +13,10 @@ WHITE = "gradients uncorrelated in time"
 ALL_AT_ONCE = "lr x wd takes away the whole weight in one step (gamma = {:.3g}): there is no equilibrium"
 NO_EQUILIBRIUM = "weight decay is 0: the norm only grows, there is no equilibrium; the drift-corrected line holds"
 
+IN_TRAINING = (
+    "its decay rate depends on how large the gradients are, which shows only in training: `smdtrack run` reads it from "
+    "the optimizer's state at each sample")
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -94,7 +98,7 @@ def line_of(motion: Motion, state_factor: float | None = None, alignment: float 
     memory = motion.updates.memory
     if motion.from_state and motion.decay > 0:
         if state_factor is None:
-            return replace(line, memory=memory, reason="the decay rate is read from the optimizer's state")
+            return replace(line, memory=memory, reason=IN_TRAINING)
         gamma = motion.decay * state_factor
     else:
         gamma = motion.decay

@@ -77,6 +77,15 @@ def test_no_equilibrium_is_null():
     assert found["time_constant"] is None
 
 
+def test_a_line_known_only_in_training_says_so_and_shows_the_schedule():
+    result = predict("--opt", "adam", *RECIPE, "--sched", "step", "--decay-epochs", "30", "--epochs", "90")
+    assert result.exit_code == 0
+    assert "shows only in training: smdtrack run" in " ".join(result.output.split()).replace("`", "")
+    (header,) = [line.split() for line in result.output.splitlines() if line.startswith("stage")]
+    assert header == ["stage", "epochs", "lr"]
+    assert not any(line.rstrip().endswith(" -") for line in result.output.splitlines())
+
+
 def test_betas_and_further_arguments_reach_the_optimizer():
     found = document("--opt", "adamw", *RECIPE, "--opt-betas", "0.8", "0.99", "--opt-kwargs", "amsgrad=True",
                      "--opt-eps", "1e-6", "--epochs", "2", "--warmup-epochs", "0")
