@@ -113,7 +113,7 @@ class Bench:
         self.parameters = parameters
         self.device = device
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
         self._initial: dict[str, Tensor] = {}
         self._buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers() if not buffer.is_meta]
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
@@ -158,10 +158,10 @@ class Bench:
             values[dead] = fresh * (typical / fresh[0].numel() ** 0.5)
 
     def _rand(self, shape: Sequence[int]) -> Tensor:
-        return torch.rand(tuple(shape), generator=self.generator, dtype=torch.float64).to(self.device)
+        return torch.rand(tuple(shape), generator=self.generator, dtype=torch.float64, device="cpu").to(self.device)
 
     def _randn(self, shape: Sequence[int]) -> Tensor:
-        return torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64).to(self.device)
+        return torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64, device="cpu").to(self.device)
 
     def draw_batch(self, feed: Feed) -> None:
         """Draws a new batch; the loss is drawn anew with the next backward pass."""

@@ -44,14 +44,14 @@ def _redraw(value: Any, generator: torch.Generator, device: torch.device) -> Any
         shape = (BATCH, *value.shape[1:])
         if value.is_floating_point():
             if value.is_meta or value.numel() == 0 or bool(value.min() < 0):
-                return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+                return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
             top = float(value.max()) or 1.0
-            return top * torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
+            return top * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
         if value.is_complex() or value.numel() == 0:
             return value.detach().to(device)
         pool = value.detach().flatten().cpu()
         count = torch.Size(shape).numel()
-        return pool[torch.randint(len(pool), (count,), generator=generator)].view(shape).to(device)
+        return pool[torch.randint(len(pool), (count,), generator=generator, device="cpu")].view(shape).to(device)
     if isinstance(value, Mapping):
         return {key: _redraw(item, generator, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):

@@ -21,7 +21,7 @@ def check_gradients(bench: Bench, findings: dict[str, Finding]) -> None:
     if not negative:
         return
     radial = {name: findings[name].readings[-1].inner for name in negative}
-    directions = {name: 1.5 - float(torch.rand((), generator=bench.generator)) for name in negative}
+    directions = {name: 1.5 - float(torch.rand((), generator=bench.generator, device="cpu")) for name in negative}
     here = bench.before()[1]
     noise = 1e-14 * max(1.0, abs(here))
     passes = iter(range(MOST_PASSES))

@@ -18,7 +18,6 @@ clipping by value or per filter (AGC) does not.
 Pure functions of tensors, in float64 on their device, without a host synchronisation.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -34,7 +33,7 @@ def batch_variance(before: Tensor, after: Tensor, kept: Tensor | float, count: i
         kept: The share of `before` that is left in `after`, a number or (channels,); 1 gives nan: nothing was added.
         count: Values per channel in the batch, batch x height x width; None takes it for large.
     """
-    fresh = (after.double() - kept * before.double()) / (1 - torch.as_tensor(kept, dtype=torch.float64))
+    fresh = (after.double() - kept * before.double()) / (1 - (kept.double() if isinstance(kept, Tensor) else kept))
     return fresh if count is None else fresh * ((count - 1) / count)
 
 

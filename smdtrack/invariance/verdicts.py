@@ -1,6 +1,6 @@
 """The records that an audit returns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,6 +90,9 @@ class Audit:
     def invariant(self) -> tuple[str, ...]:
         """Names of the parameters whose verdict is `invariant`."""
         return tuple(weight.name for weight in self.weights if weight.verdict == "invariant")
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self.weights)
 
     def __getitem__(self, name: str) -> Weight:
         for weight in self.weights:

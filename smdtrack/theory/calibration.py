@@ -111,7 +111,7 @@ def _stand_in(shape: tuple[int, ...] | None) -> tuple[int, ...]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """The caller's random numbers, gradient mode and default type stay as they are; compilation is left out.
+    """On the CPU in fp32; the caller's random numbers, gradient mode and defaults stay; compilation is left out.
 
     Random numbers and compilation belong to the whole process. Beside a training that runs on, as on a writer thread
     after a hyper-parameter has changed in mid-run, borrowing them would change its bits.
@@ -123,13 +123,16 @@ def alone() -> Iterator[None]:
         raise CannotRunError("its hyper-parameters changed in mid-run, and nothing is run beside a training")
     compiling = getattr(torch.compiler, "set_stance", None)
     stance = compiling("force_eager") if compiling is not None else None
+    usual = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        torch.set_default_dtype(torch.float32)
         torch.manual_seed(0)
         try:
             if stance is not None:
                 stance.__enter__()
             yield
         finally:
+            torch.set_default_dtype(usual)
             if stance is not None:
                 stance.__exit__(None, None, None)
 
@@ -165,10 +168,10 @@ def _calibrate(
 ) -> Updates:
     size, lr = math.prod(shape), 1e-3
     steps = max(1024, min(most_steps, _MOST_NUMBERS // size))
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator("cpu").manual_seed(7)
     noise: list[Tensor] = []
     moves: list[Tensor] = []
-    chosen = torch.randperm(size, generator=generator)[: min(size, 1024)]
+    chosen = torch.randperm(size, generator=generator, device="cpu")[: min(size, 1024)]
 
     def gradient(step: int) -> Tensor:
         draw = torch.randn(shape, generator=generator, dtype=torch.float32)

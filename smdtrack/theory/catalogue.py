@@ -38,7 +38,7 @@ def entry(name: str) -> Entry:
     from timm.optim import create_optimizer_v2, get_optimizer_info
 
     info = get_optimizer_info(name)
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight = torch.nn.Parameter(torch.zeros(2, 2, device="cpu"))
     if isinstance(info.opt_class, str):
         package, _, bare = info.opt_class.split(".")
         missing = absent(name)

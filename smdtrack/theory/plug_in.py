@@ -100,7 +100,7 @@ def _steps(states: Sequence[State]) -> Tensor:
     counts = [state["step"] for state in states]
     if any(isinstance(count, Tensor) and count.device.type != "cpu" for count in counts):
         return torch.stack([count.detach().view(()) for count in counts]).double()
-    return torch.tensor([float(count) for count in counts], dtype=torch.float64)
+    return torch.tensor([float(count) for count in counts], dtype=torch.float64, device="cpu")
 
 
 def _factors(values: Tensor) -> Any:

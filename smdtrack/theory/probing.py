@@ -65,7 +65,7 @@ def _probe(optimizer_class: type[Optimizer], arguments: Mapping[str, Any]) -> Pr
             decay: float, gradient_scale: float, weight_scale: float, lr: float = _LR,
     ) -> tuple[float, float, float]:
         """What is left of the weight half-way and at the end, along itself, and the RMS length of the later steps."""
-        generator = torch.Generator().manual_seed(11)
+        generator = torch.Generator("cpu").manual_seed(11)
         direction = torch.randn(_SHAPE, generator=generator)
         taken, taken_by_half, power = 0.0, 0.0, 0.0
 

@@ -119,14 +119,15 @@ class _Memory:
 
     def __init__(self, longest: int = 1024) -> None:
         self._longest = longest
-        self._squares = torch.zeros(0, dtype=torch.float64)
-        self._taken = torch.zeros(0, dtype=torch.float64)
+        self._squares = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self._taken = torch.zeros(0, dtype=torch.float64, device="cpu")
 
     def step(self, taps: Tensor, scale: float, present: float, decay_rate: float) -> tuple[float, float]:
         """Takes in one gradient (its square); returns the update's power and the growth of ||w||^2. Newest first."""
         keep = min(self._squares.numel() + 1, taps.numel(), self._longest)
-        self._squares = torch.cat([torch.tensor([present], dtype=torch.float64), self._squares])[:keep]
-        self._taken = torch.cat([torch.zeros(1, dtype=torch.float64), self._taken])[:keep] * (1 - decay_rate)
+        self._squares = torch.cat([torch.tensor([present], dtype=torch.float64, device="cpu"), self._squares])[:keep]
+        nothing = torch.zeros(1, dtype=torch.float64, device="cpu")
+        self._taken = torch.cat([nothing, self._taken])[:keep] * (1 - decay_rate)
         coefficients = scale * taps[:keep]
         power = coefficients.square() * self._squares
         growth = power + 2 * coefficients * self._taken * self._squares

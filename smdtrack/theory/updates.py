@@ -48,7 +48,7 @@ class Updates:
         if steps < 1:
             raise ValueError(f"steps is {steps}; it must be at least 1")
         reach = min(steps, self.autocorrelation.numel())
-        lags = torch.arange(1, reach, dtype=torch.float64)
+        lags = torch.arange(1, reach, dtype=torch.float64, device="cpu")
         return float(1 + 2 * ((1 - lags / steps) * self.autocorrelation[1:reach]).sum())
 
 
@@ -58,7 +58,7 @@ def from_taps(taps: Tensor) -> Updates:
     spectrum = torch.fft.rfft(taps, n=2 * taps.numel())
     autocorrelation = torch.fft.irfft(spectrum.abs().square())[: taps.numel()] / energy
     gain = float(taps.sum())
-    delay = float((torch.arange(taps.numel(), dtype=torch.float64) * taps).sum()) / gain
+    delay = float((torch.arange(taps.numel(), dtype=torch.float64, device="cpu") * taps).sum()) / gain
     return Updates(gain, energy, autocorrelation, gain**2 / energy, delay, taps)
 
 
@@ -72,18 +72,19 @@ def _powers(decay: float) -> Tensor:
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"a momentum of {decay!r} has no finite memory; it must lie in [0, 1)")
     length = 2 if decay == 0 else math.ceil(math.log(_NEGLIGIBLE) / math.log(decay)) + 1
-    return torch.pow(torch.tensor(decay, dtype=torch.float64), torch.arange(min(max(length, 2), _LONGEST)))
+    exponents = torch.arange(min(max(length, 2), _LONGEST), device="cpu")
+    return torch.pow(torch.tensor(decay, dtype=torch.float64, device="cpu"), exponents)
 
 
 def _sum(*parts: Tensor) -> Tensor:
-    total = torch.zeros(max(part.numel() for part in parts), dtype=torch.float64)
+    total = torch.zeros(max(part.numel() for part in parts), dtype=torch.float64, device="cpu")
     for part in parts:
         total[: part.numel()] += part
     return total
 
 
 def _impulse(height: float) -> Tensor:
-    return torch.tensor([height], dtype=torch.float64)
+    return torch.tensor([height], dtype=torch.float64, device="cpu")
 
 
 @lru_cache(maxsize=256)
@@ -179,11 +180,12 @@ def _lookahead_autocorrelation(rho: Tensor, alpha: float, period: int) -> Tensor
     reach = min(rho.numel(), 1024)
     cycles = 4 + reach // period
     total = cycles * period
-    turn = torch.eye(total, dtype=torch.float64)
+    turn = torch.eye(total, dtype=torch.float64, device="cpu")
     for end in range(period - 1, total, period):
         turn[end, end - period + 1 : end + 1] -= 1 - alpha
-    lags = (torch.arange(total)[:, None] - torch.arange(total)[None, :]).abs()
-    padded = torch.zeros(total, dtype=torch.float64)
+    places = torch.arange(total, device="cpu")
+    lags = (places[:, None] - places[None, :]).abs()
+    padded = torch.zeros(total, dtype=torch.float64, device="cpu")
     padded[: min(reach, total)] = rho[: min(reach, total)]
     first = turn[:period]
     covariance = first @ padded[lags] @ turn.T

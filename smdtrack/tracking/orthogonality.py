@@ -112,9 +112,9 @@ class EpsRadial:
             kept = [float("nan") if momentum is None else 1 - momentum for _, momentum, _ in key]
             known = _Settings(
                 key,
-                to_device(torch.tensor(index, dtype=torch.int64), device),
-                to_device(torch.tensor(eps, dtype=torch.float64), device),
-                to_device(torch.tensor(kept, dtype=torch.float64), device),
+                to_device(torch.tensor(index, dtype=torch.int64, device="cpu"), device),
+                to_device(torch.tensor(eps, dtype=torch.float64, device="cpu"), device),
+                to_device(torch.tensor(kept, dtype=torch.float64, device="cpu"), device),
             )
             self._settings[device] = known
         return known

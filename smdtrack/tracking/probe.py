@@ -136,7 +136,7 @@ class Probe:
             missing = 0.0 if reduce else float("nan")
             rows = [table if along else table[:5]]
             if along and len(vectors) < len(columns):
-                absent = torch.tensor([column not in vectors for column in columns])
+                absent = torch.tensor([column not in vectors for column in columns], device="cpu")
                 table[5].masked_fill_(to_device(absent, device), missing)
             rows += [_row(cells, columns, missing, device) for cells in extra]
             table = torch.cat(rows) if len(rows) > 1 else rows[0]
@@ -175,7 +175,7 @@ def to_host(columns: Sequence[int], table: Tensor) -> Part:
     """Starts the table's one asynchronous copy to the host."""
     if table.device.type != "cuda":
         return Part(columns, table.cpu())
-    host = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+    host = torch.empty(table.shape, dtype=table.dtype, device="cpu", pin_memory=True)
     host.copy_(table, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()

@@ -23,7 +23,7 @@ class ForeachBench:
     def __init__(self) -> None:
         self._copies = Copies()
         self._before: dict[int, Tensor] = {}
-        self._table = torch.zeros(6, 0)
+        self._table = torch.zeros(6, 0, device="cpu")
 
     def begin(
             self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor], scale: Tensor | None,

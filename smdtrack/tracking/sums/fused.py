@@ -22,8 +22,9 @@ TYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "flo
 def works_on(device: torch.device) -> bool:
     """Whether Triton compiles for this GPU here, and its sums are right: asked once, with a wait for the answer."""
     try:
-        generator = torch.Generator().manual_seed(0)
-        weight, gradient, change = (torch.randn(3, 40_000, generator=generator) for _ in range(3))
+        generator = torch.Generator("cpu").manual_seed(0)
+        drawn = torch.randn(3, 3, 40_000, generator=generator, dtype=torch.float32, device="cpu")
+        weight, gradient, change = drawn.unbind()
         after = weight + 0.01 * change
         bench = FusedBench()
         before = weight.to(device)
@@ -44,7 +45,7 @@ class FusedBench:
         self._copies = Copies()
         self._before: dict[int, Tensor] = {}
         self._plan = _Plan((), torch.device("cpu"))
-        self._table = torch.zeros(6, 0)
+        self._table = torch.zeros(6, 0, device="cpu")
 
     def begin(
             self, weights: Mapping[int, Tensor], gradients: Mapping[int, Tensor], scale: Tensor | None,
@@ -82,9 +83,9 @@ class FusedBench:
         plan, before = self._plan, list(self._before.values())
         now = [_like(weight, copy) for weight, copy in zip(weights.values(), before, strict=True)]
         others = [_like(vectors[c], copy) if c in vectors else None for c, copy in self._before.items()]
-        addresses = to_device(
-            torch.tensor([[0 if tensor is None else tensor.data_ptr() for tensor in row] for row in
-                          (now, before, others)], dtype=torch.int64), into.device)  # fmt: skip
+        rows = (now, before, others)
+        places = [[0 if tensor is None else tensor.data_ptr() for tensor in row] for row in rows]
+        addresses = to_device(_integers(places), into.device)
         sums = torch.empty(3, plan.count, dtype=torch.float64, device=into.device)
         kinds = tuple((old.dtype, old.dtype if other is None else other.dtype)
                       for old, other in zip(before, others, strict=True))  # fmt: skip
@@ -106,11 +107,11 @@ class _Plan:
 
         self.elements = elements
         starts = [(index, start) for index, size in enumerate(elements) for start in range(0, size, CHUNK)]
-        counts = torch.tensor([0] + [-(-size // CHUNK) for size in elements], dtype=torch.int64)
+        counts = _integers([0] + [-(-size // CHUNK) for size in elements])
         self.count = len(starts)
-        self.chunks = to_device(torch.tensor(starts, dtype=torch.int64).view(-1, 2).T.contiguous(), device)
+        self.chunks = to_device(_integers(starts).view(-1, 2).T.contiguous(), device)
         self.bounds = to_device(counts.cumsum(0), device)
-        self.elements_there = to_device(torch.tensor(elements, dtype=torch.int64), device)
+        self.elements_there = to_device(_integers(elements), device)
         self._tensor_of = [index for index, _ in starts]
         self._programs: dict[tuple[Any, ...], list[tuple[Any, Tensor]]] = {}
 
@@ -122,8 +123,13 @@ class _Plan:
             for kind in dict.fromkeys(kinds):
                 chunks = [chunk for chunk, tensor in enumerate(self._tensor_of) if kinds[tensor] == kind]
                 if chunks:
-                    found.append((kind, to_device(torch.tensor(chunks, dtype=torch.int64), self.chunks.device)))
+                    found.append((kind, to_device(_integers(chunks), self.chunks.device)))
         return found
+
+
+def _integers(values: Any) -> Tensor:
+    """On the host, wherever a script makes its tensors by default."""
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _like(tensor: Tensor, model: Tensor) -> Tensor:
