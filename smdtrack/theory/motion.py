@@ -14,8 +14,7 @@ ALL_AT_ONCE = "lr x wd takes away the whole weight in one step (gamma = {:.3g}):
 NO_EQUILIBRIUM = "weight decay is 0: the norm only grows, there is no equilibrium; the drift-corrected line holds"
 
 IN_TRAINING = (
-    "its decay rate depends on how large the gradients are, which shows only in training: `smdtrack run` reads it from "
-    "the optimizer's state at each sample")
+    "its decay rate depends on how large the gradients are: it is known only in training, from the optimizer's state")
 
 
 @dataclass(frozen=True)

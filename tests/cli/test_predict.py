@@ -77,10 +77,10 @@ def test_no_equilibrium_is_null():
     assert found["time_constant"] is None
 
 
-def test_a_line_known_only_in_training_says_so_and_shows_the_schedule():
+def test_where_the_line_is_known_only_in_training_it_says_so_and_shows_the_schedule():
     result = predict("--opt", "adam", *RECIPE, "--sched", "step", "--decay-epochs", "30", "--epochs", "90")
     assert result.exit_code == 0
-    assert "shows only in training: smdtrack run" in " ".join(result.output.split()).replace("`", "")
+    assert "known only in training, from the optimizer's state" in " ".join(result.output.split())
     (header,) = [line.split() for line in result.output.splitlines() if line.startswith("stage")]
     assert header == ["stage", "epochs", "lr"]
     assert not any(line.rstrip().endswith(" -") for line in result.output.splitlines())
