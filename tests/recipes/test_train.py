@@ -131,8 +131,10 @@ def test_a_resumed_run_ends_in_the_same_bits(unbroken: Path, train: Train, tmp_p
 
 
 def test_amp_accumulation_clipping_average_mixup_and_bce_run_together(train: Train, tmp_path: Path) -> None:
+    # Not at 16 pixels: in bf16 on the CPU torch 2.14 leaves the gradient of a 3 x 3 convolution over maps of one pixel
+    # in part uninitialised, and clipping carries what lies there everywhere.
     done = train(
-        *(*TINY, "--epochs", 2, "--output", tmp_path, "--experiment", "run"),
+        *(*TINY, "--img-size", "40", "--epochs", 2, "--output", tmp_path, "--experiment", "run"),
         *("--opt", "adamw", "--lr", "2e-3", "--opt-betas", "0.9", "0.99", "--channels-last"),
         *("--amp", "--amp-dtype", "bfloat16", "--grad-accum-steps", 2, "--clip-grad", 1, "--model-ema"),
         *("--mixup", 0.2, "--mixup-off-epoch", 1, "--bce-loss", "--drop-path", 0.1),
