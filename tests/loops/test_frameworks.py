@@ -117,6 +117,11 @@ def needs(package: str) -> None:
 
 def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[list[Witness], Any, Outcome | None]:
     """Runs a script, under the launcher or as it is: what was seen, the weights at the end."""
+    if "accelerate" in sys.modules:  # one state a process, which Trainer sets up in its own way
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
     seen: list[Witness] = []
     monkeypatch.setitem(sys.modules, "witnesses", type(sys)("witnesses"))
     sys.modules["witnesses"].attach = lambda *pair: seen.append(Witness(*pair))  # type: ignore[attr-defined]
