@@ -218,7 +218,7 @@ def make_loaders(
 ) -> tuple[Any, Any, Mixup | None]:
     """The loaders of training and held-out images, and the mixup, which sits in the loader where that prefetches."""
     dataset = partial(
-        create_dataset,
+        open_dataset,
         args.dataset,
         root=args.data_dir,
         class_map=args.class_map,
@@ -280,6 +280,15 @@ def make_loaders(
         crop_pct=data_config["crop_pct"],
     )
     return train_loader, held_out_loader, mixup
+
+
+def open_dataset(name: str, **options: Any) -> Any:
+    """timm's data set of this name; one that is not there, or not like that, ends the script in one line."""
+    try:
+        return create_dataset(name, **options)
+    except Exception as error:
+        where = f" in {options['root']!r}" if options.get("root") else ": some need --data-dir or --dataset-download"
+        stop(f"cannot open the data set {name!r}{where} ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
 
 
 def turn_off(mixup: Mixup | None) -> None:

@@ -16,9 +16,8 @@ def sampling_error_of_rms(values: Floats, share: float) -> float | None:
         error(mean x)^2 = (1 - share) sum (x_{i+1} - x_i)^2 / (2 (n - 1) n)
 
     and the RMS has half the relative error of the mean. Momentum carries one update into the next; where samples lie so
-    close that neighbours are alike, a sample stands for the steps around it, and this error is on the safe side (1.4
-    times too large for the digits recipe at every fifth step). 0 where every step was sampled: what the RMS then
-    differs from a line by is no chance of sampling.
+    close that neighbours are alike, a sample stands for the steps around it, and this error is on the safe side. 0
+    where every step was sampled: what the RMS then differs from a line by is no chance of sampling.
     Source: Wolter, Introduction to Variance Estimation, ch. 8: systematic samples by successive differences.
 
     Args:

@@ -231,11 +231,13 @@ class Measurer:
                 for column in those
             ]  # fmt: skip
             found = self._family.state_factors(parts, entries, self._optimizer.param_groups[group])
-            if found is not None and self._reduce is not None:
+            if found is None:
+                continue
+            if self._reduce is not None:
                 squares = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float64)).square()
                 # A shard may be empty.
                 found = list(torch.where(squares > 0, torch.stack(found) * squares, 0.0).unbind())
-            factors |= zip(those, found or [], strict=False)
+            factors |= zip(those, found, strict=True)
         return factors
 
     def _momentum_buffers(self, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:

@@ -7,6 +7,7 @@ import sys
 
 import psutil
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 
@@ -185,8 +186,20 @@ def test_wrong_input_ends_with_one_line(run):
 def test_out_of_memory_is_said_before_the_model_is_built(run, monkeypatch):
     from smdtrack.invariance import zoo
 
+    create_model, on_meta = timm.create_model, []
+
+    def build(name, **options):
+        model = create_model(name, **options)
+        on_meta.append(all(parameter.is_meta for parameter in model.parameters()))
+        return model
+
+    monkeypatch.setattr(timm, "create_model", build)
     monkeypatch.setattr(zoo, "available_memory", lambda device: 1000)
     refused(run(SMALL), "out of memory", "GiB are free on cpu")
+    assert on_meta == [True], "its shapes alone were made"
+    monkeypatch.setattr(zoo, "available_memory", lambda device: None)
+    assert run(SMALL).exit_code == 0
+    assert on_meta[-1] is False
 
 
 def test_channels_and_classes_can_be_chosen(run):

@@ -164,6 +164,7 @@ def test_amp_accumulation_clipping_average_mixup_and_bce_run_together(train: Tra
         (("--sched", "cosin"), None, ("--sched", "'cosin'", "cosine")),
         (("--resume", "nowhere.pth.tar"), None, ("--resume", "'nowhere.pth.tar'")),
         (("--data-dir", "nowhere"), None, ("--data-dir", "'nowhere'")),
+        (("--dataset", "digits"), None, ("cannot open the data set 'digits'", "--data-dir")),
         (("--batch-size", "0"), None, ("--batch-size", "at least 1")),
         (("--device", "cuda"), None, ("cuda", "not available")),
         (("--nonsense",), None, ("--nonsense",)),

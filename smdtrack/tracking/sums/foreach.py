@@ -96,4 +96,3 @@ def _totals(products: Sequence[Tensor]) -> Tensor:
     absolute = torch.stack(torch._foreach_norm(list(products), 1, dtype=torch.float64))
     torch._foreach_clamp_min_(list(products), 0)
     return 2 * torch.stack(torch._foreach_norm(list(products), 1, dtype=torch.float64)) - absolute
-
