@@ -7,7 +7,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-COMPILING = Path("smdtrack", "tracking", "sums", "compiling.py")
+COMPILING = Path("smdtrack", "tracking", "measure", "backends", "compile_passes.py")
 
 
 class CompilePasses(BuildHookInterface):  # type: ignore[type-arg]

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from smdtrack import SmdtrackError, SmdtrackWarning
-from smdtrack.launch import Outcome, run_module, run_script
 from smdtrack.record import Run, read_run
 from smdtrack.tracking import Options
+from tests.launching import Launched, launch
 from tests.tracking.witness import Witness, seed_everything
 
 TRAINING = """
@@ -47,12 +47,12 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def launched(body: str, *args: str, training: str = TRAINING, **options: object) -> Outcome:
+def launched(body: str, *args: str, training: str = TRAINING, **options: object) -> Launched:
     Path("script.py").write_text(training + textwrap.dedent(body))
-    return run_script("script.py", args, Options(**{"every": 1, "sinks": ["local"], **options}))
+    return launch("script.py", args, Options(**{"every": 1, "sinks": ["local"], **options}))
 
 
-def records(outcome: Outcome) -> list[Run]:
+def records(outcome: Launched) -> list[Run]:
     return [read_run(tracker.folder) for tracker in outcome.trackers]
 
 
@@ -236,7 +236,7 @@ def test_argv_path_and_name_are_those_of_a_script(capsys: pytest.CaptureFixture[
         "import sys, beside\nprint(sys.argv, __name__, beside.VALUE, sys.path[0], __file__)\n"
     )
     before = sys.argv, list(sys.path)
-    outcome = run_script("there/script.py", ["--lr", "0.1", "--", "x"], Options(sinks=["local"]))
+    outcome = launch("there/script.py", ["--lr", "0.1", "--", "x"], Options(sinks=["local"]))
     assert outcome.exit_code == 0
     path = str(Path("there").resolve())
     said = f"{['there/script.py', '--lr', '0.1', '--', 'x']} __main__ 7 {path} there/script.py\n"
@@ -249,17 +249,17 @@ def test_a_module_runs_as_with_dash_m(capsys: pytest.CaptureFixture[str], monkey
     Path("package/__init__.py").touch()
     Path("package/__main__.py").write_text("import sys\nprint(sys.argv[1:], __name__, __package__)\nsys.exit(4)\n")
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    assert run_module("package", ["a"], Options(sinks=["local"])).exit_code == 4
+    assert launch("package", ["a"], Options(sinks=["local"]), module=True).exit_code == 4
     assert capsys.readouterr().out == "['a'] __main__ package\n"
 
 
 def test_what_cannot_be_run_is_said() -> None:
     with pytest.raises(SmdtrackError, match="no script 'nowhere"):
-        run_script("nowhere.py", [], Options(sinks=["local"]))
+        launch("nowhere.py", [], Options(sinks=["local"]))
     with pytest.raises(SmdtrackError, match="a folder"):
-        run_script(".", [], Options(sinks=["local"]))
+        launch(".", [], Options(sinks=["local"]))
     with pytest.raises(SmdtrackError, match="no module 'no"):
-        run_module("no.such", [], Options(sinks=["local"]))
+        launch("no.such", [], Options(sinks=["local"]), module=True)
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,11 @@ def test_exit_code_stdout_and_traceback_are_those_of_python(ending: str, code: i
     )
     alone = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True)
     wrapped = subprocess.run(
-        [sys.executable, "-c", RUNNER, "script.py"], capture_output=True, text=True,
+        [sys.executable, "-c", RUNNER, "script.py"],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
+    )
     assert alone.returncode == wrapped.returncode == code
     assert wrapped.stdout == alone.stdout
     # Both name the script's file in their own way: relative, absolute.
@@ -283,9 +285,9 @@ def test_exit_code_stdout_and_traceback_are_those_of_python(ending: str, code: i
 
 RUNNER = """
 import sys
-from smdtrack.launch import run_script
+from tests.launching import launch
 from smdtrack.tracking import Options
-sys.exit(run_script(sys.argv[1], sys.argv[2:], Options(sinks=["local"], every=1)).exit_code)
+sys.exit(launch(sys.argv[1], sys.argv[2:], Options(sinks=["local"], every=1)).exit_code)
 """
 
 
@@ -304,9 +306,12 @@ def test_ctrl_c_stops_the_script_and_the_record_is_complete() -> None:
         )
     )
     with subprocess.Popen(
-        [sys.executable, "-c", RUNNER, "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", RUNNER, "script.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.3)
@@ -367,7 +372,7 @@ def test_optimizers_made_anew_are_measured_as_float64_has_it_and_change_no_bit(
 
 
 def test_a_fault_in_the_audit_costs_the_tracker_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smdtrack.tracking import selection
+    from smdtrack.tracking.attach import weight_selection as selection
 
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("broken audit")

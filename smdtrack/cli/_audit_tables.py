@@ -17,9 +17,18 @@ from smdtrack.invariance.findings import INVARIANT_COSINE, RADIAL_COSINE, UNCHAN
 from smdtrack.notices import SmdtrackError
 
 CSV_COLUMNS = (
-    "model", "input_size", "parameters", "invariant_parameters", "batch_norm_parameters", "tensors", *VERDICTS,
-    "certificate_tensor", "certificate_filter", "seconds", "error",
-)  # fmt: skip
+    "model",
+    "input_size",
+    "parameters",
+    "invariant_parameters",
+    "batch_norm_parameters",
+    "tensors",
+    *VERDICTS,
+    "certificate_tensor",
+    "certificate_filter",
+    "seconds",
+    "error",
+)
 
 
 def stage_of(name: str) -> str:
@@ -101,8 +110,11 @@ def print_weights(console: Console, audit: Audit, verdicts: Sequence[str]) -> No
 
 
 _RUNGS = (
-    ("cosines", "gradient at two generic points: |<w, g>| / (||w|| ||g||)"
-                f" (invariant below {INVARIANT_COSINE:.0e}, not above {RADIAL_COSINE:.0e})"),
+    (
+        "cosines",
+        "gradient at two generic points: |<w, g>| / (||w|| ||g||)"
+        f" (invariant below {INVARIANT_COSINE:.0e}, not above {RADIAL_COSINE:.0e})",
+    ),
     ("energy", f"||w|| ||g|| relative to the largest of all tensors (no gradient below {ZERO_ENERGY:.0e})"),
     ("slices", "the same cosine for the worst slice along a dimension"),
     ("proposed", "what the gradients propose"),
@@ -113,7 +125,7 @@ _RUNGS = (
     ("frozen_cosine", "cosine with the variance of batch norm held constant (small if something else is the cause)"),
     ("frozen_energy", "||w|| ||g|| then"),
     ("straight_through", "autograd's radial derivative is not that of the function"),
-)  # fmt: skip
+)
 
 
 def found_weight(audit: Audit, name: str) -> Weight:

@@ -45,8 +45,8 @@ def audited(request: Request) -> Audit:
     """
     import torch
 
-    from smdtrack.invariance import zoo
-    from smdtrack.invariance.draws import is_out_of_memory
+    from smdtrack.cli import _zoo as zoo
+    from smdtrack.invariance.gradient_evidence import is_out_of_memory
 
     place = zoo.checked_device(request.device)
     zoo.check_memory(request.name, place)

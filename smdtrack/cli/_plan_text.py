@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smdtrack.theory.plan import Plan
-from smdtrack.theory.stages import Stage
+from smdtrack.planning.plan import Plan
+from smdtrack.planning.stages import Stage
 
 HEIGHT = 12
 #: Wider than this nothing gets any clearer.
@@ -27,8 +27,9 @@ def show(plan: Plan, console: Console) -> None:
     peak = plan.peak
     console.print(Text(f"{peak.optimizer}: {peak.kind}", style="bold"))
     if peak.formula:
-        _entry(console, "line", peak.formula if peak.formula.startswith("Delta") else f"Delta^2 = {peak.formula}",
-               width)
+        _entry(
+            console, "line", peak.formula if peak.formula.startswith("Delta") else f"Delta^2 = {peak.formula}", width
+        )
         _entry(console, "source", peak.source, width)
         _entry(console, "assumes", "; ".join(peak.assumptions), width)
     if peak.angular_update:
@@ -47,8 +48,9 @@ def show(plan: Plan, console: Console) -> None:
         console.print(Text(f"angular update in rad per step, over {epochs:g} epochs ({steps:,} steps)"))
         console.print(_coloured(plot(plan.curve, epochs, width - _MARGIN - 1)))
         console.print(Text(" " * _MARGIN + "- line at equilibrium   o predicted, where it hides the line: on it"))
-        console.print(Text(
-            " " * _MARGIN + "(gradients of constant effective size, from the norm of --start-norm)", style="dim"))
+        console.print(
+            Text(" " * _MARGIN + "(gradients of constant effective size, from the norm of --start-norm)", style="dim")
+        )
     if plan.warnings or plan.advice:
         console.print()
     for warning in plan.warnings:
@@ -61,21 +63,32 @@ def wrapped(label: str, text: str, width: int) -> str:
     """A paragraph behind its label, hanging; what stands in backticks is kept in one line and can be copied."""
     kept = re.sub(r"`([^`]*)`", lambda code: code[1].replace(" ", "\0"), text)
     lines = textwrap.wrap(
-        label + kept, width, subsequent_indent=" " * min(len(label), 18), break_long_words=False,
-        break_on_hyphens=False)
+        label + kept, width, subsequent_indent=" " * min(len(label), 18), break_long_words=False, break_on_hyphens=False
+    )
     return "\n".join(lines).replace("\0", " ")
 
 
 def _entry(console: Console, label: str, text: str, width: int) -> None:
-    lines = textwrap.wrap(text, max(20, width - 2 - _LABEL), break_on_hyphens=False) if len(text) > (
-        width - 2 - _LABEL) else [text]
+    lines = (
+        textwrap.wrap(text, max(20, width - 2 - _LABEL), break_on_hyphens=False)
+        if len(text) > (width - 2 - _LABEL)
+        else [text]
+    )
     console.print(Text(f"  {label:<{_LABEL}}" + ("\n" + " " * (2 + _LABEL)).join(lines)))
 
 
 def _table(plan: Plan, *, tight: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0))
-    columns = ("\nstage", "\nepochs", "\nlr", "line\nat end", "time\nconst.", "pre-\ndicted", "pred./\nline",
-               "equi-\nlibrium")
+    columns = (
+        "\nstage",
+        "\nepochs",
+        "\nlr",
+        "line\nat end",
+        "time\nconst.",
+        "pre-\ndicted",
+        "pred./\nline",
+        "equi-\nlibrium",
+    )
     rows = [_row(stage) for stage in plan.stages]
     # Where theory says nothing before the training only the schedule is left.
     told = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
@@ -93,9 +106,15 @@ def _row(stage: Stage) -> tuple[str, ...]:
     if stage.lr_end != stage.lr_start:
         lr += f" > {_number(stage.lr_end)}"
     return (
-        stage.name, stage.epochs, lr, _number(stage.angular_update), _number(stage.time_constants, 2),
-        _number(stage.predicted_angle), _number(stage.lag, 3), _verdict(stage),
-    )  # fmt: skip
+        stage.name,
+        stage.epochs,
+        lr,
+        _number(stage.angular_update),
+        _number(stage.time_constants, 2),
+        _number(stage.predicted_angle),
+        _number(stage.lag, 3),
+        _verdict(stage),
+    )
 
 
 def _verdict(stage: Stage) -> str:

@@ -13,12 +13,33 @@ from smdtrack.cli._variadic import key_values
 
 # timm's own defaults (train.py), except lr and weight decay, which have to be said.
 DEFAULTS: dict[str, Any] = {
-    "opt": "sgd", "momentum": 0.9, "opt_eps": None, "opt_betas": None, "opt_kwargs": {}, "sched": "cosine",
-    "sched_on_updates": False, "epochs": 300, "warmup_epochs": 5, "warmup_lr": 1e-5, "warmup_prefix": False,
-    "min_lr": 0.0, "decay_epochs": None, "decay_milestones": [90, 180, 270], "decay_rate": 0.1, "cooldown_epochs": 0,
-    "patience_epochs": 10, "lr_cycle_mul": 1.0, "lr_cycle_decay": 0.5, "lr_cycle_limit": 1, "lr_k_decay": 1.0,
+    "opt": "sgd",
+    "momentum": 0.9,
+    "opt_eps": None,
+    "opt_betas": None,
+    "opt_kwargs": {},
+    "sched": "cosine",
+    "sched_on_updates": False,
+    "epochs": 300,
+    "warmup_epochs": 5,
+    "warmup_lr": 1e-5,
+    "warmup_prefix": False,
+    "min_lr": 0.0,
+    "decay_epochs": None,
+    "decay_milestones": [90, 180, 270],
+    "decay_rate": 0.1,
+    "cooldown_epochs": 0,
+    "patience_epochs": 10,
+    "lr_cycle_mul": 1.0,
+    "lr_cycle_decay": 0.5,
+    "lr_cycle_limit": 1,
+    "lr_k_decay": 1.0,
     "lr_decay_fn": None,
-    "lr_stable_timescale": None, "lr_noise": None, "lr_noise_pct": 0.67, "lr_noise_std": 1.0, "seed": 42,
+    "lr_stable_timescale": None,
+    "lr_noise": None,
+    "lr_noise_pct": 0.67,
+    "lr_noise_std": 1.0,
+    "seed": 42,
 }
 #: Further keys of timm's args.yaml that are read.
 _SCALING = ("lr_base", "lr_base_size", "lr_base_scale", "batch_size", "world_size", "grad_accum_steps")
@@ -32,16 +53,34 @@ _POSITIVE = "positive"
 _NOT_NEGATIVE = "0 or more"
 #: What a number must be; those that are None may be left out.
 _RANGES: dict[str, str] = {
-    "lr": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "momentum": "in [0, 1)", "opt_eps": _NOT_NEGATIVE,
-    "epochs": _POSITIVE, "warmup_epochs": _NOT_NEGATIVE, "warmup_lr": _NOT_NEGATIVE, "min_lr": _NOT_NEGATIVE,
-    "decay_epochs": _POSITIVE, "decay_rate": _NOT_NEGATIVE, "cooldown_epochs": _NOT_NEGATIVE,
-    "patience_epochs": _NOT_NEGATIVE, "lr_cycle_mul": _POSITIVE, "lr_cycle_decay": _POSITIVE,
-    "lr_cycle_limit": _POSITIVE, "lr_k_decay": _POSITIVE, "lr_stable_timescale": _POSITIVE,
-    "lr_noise_pct": _NOT_NEGATIVE, "lr_noise_std": _NOT_NEGATIVE, "lr_base": _POSITIVE, "lr_base_size": _POSITIVE,
-    "batch_size": _POSITIVE, "world_size": _POSITIVE, "grad_accum_steps": _POSITIVE,
+    "lr": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "momentum": "in [0, 1)",
+    "opt_eps": _NOT_NEGATIVE,
+    "epochs": _POSITIVE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "warmup_lr": _NOT_NEGATIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "decay_epochs": _POSITIVE,
+    "decay_rate": _NOT_NEGATIVE,
+    "cooldown_epochs": _NOT_NEGATIVE,
+    "patience_epochs": _NOT_NEGATIVE,
+    "lr_cycle_mul": _POSITIVE,
+    "lr_cycle_decay": _POSITIVE,
+    "lr_cycle_limit": _POSITIVE,
+    "lr_k_decay": _POSITIVE,
+    "lr_stable_timescale": _POSITIVE,
+    "lr_noise_pct": _NOT_NEGATIVE,
+    "lr_noise_std": _NOT_NEGATIVE,
+    "lr_base": _POSITIVE,
+    "lr_base_size": _POSITIVE,
+    "batch_size": _POSITIVE,
+    "world_size": _POSITIVE,
+    "grad_accum_steps": _POSITIVE,
 }
 _HOLDS = {
-    _POSITIVE: lambda value: value > 0, _NOT_NEGATIVE: lambda value: value >= 0,
+    _POSITIVE: lambda value: value > 0,
+    _NOT_NEGATIVE: lambda value: value >= 0,
     "in [0, 1)": lambda value: 0 <= value < 1,
 }
 _WHOLE = ("epochs", "lr_cycle_limit", "batch_size", "world_size", "grad_accum_steps")
@@ -81,14 +120,16 @@ def recipe(args_file: str | None, flags: Mapping[str, Any]) -> tuple[dict[str, A
         if "world_size" not in options:
             remarks.append(
                 f"lr {options['lr']:.4g} from lr_base and the batch of one process; for N of them give --lr, N times "
-                "(Adam's kin and LAMB: root N times) that")
+                "(Adam's kin and LAMB: root N times) that"
+            )
     for name in ("lr", "weight_decay"):
         if options.get(name) is None:
             raise click.UsageError(f"{flag(name)} is missing: give it here or in --args.")
     _agree(options)
     if options["sched"] != "none" and options["warmup_epochs"] >= options["epochs"] and not options["warmup_prefix"]:
         remarks.append(
-            f"warm-up ({options['warmup_epochs']:g} epochs) takes the whole run ({options['epochs']:g} epochs)")
+            f"warm-up ({options['warmup_epochs']:g} epochs) takes the whole run ({options['epochs']:g} epochs)"
+        )
     return options, remarks
 
 
@@ -104,14 +145,21 @@ def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             remarks.append(f"--opt-betas is ignored, as timm does: {name} has none")
         elif len(options["opt_betas"]) != info.num_betas:
             raise click.BadParameter(
-                f"{name} takes {info.num_betas} betas, not {len(options['opt_betas'])}", param_hint="--opt-betas")
+                f"{name} takes {info.num_betas} betas, not {len(options['opt_betas'])}", param_hint="--opt-betas"
+            )
         found["betas"] = tuple(options["opt_betas"])
     if options["opt_eps"] is not None:
         if not info.has_eps:
             remarks.append(f"--opt-eps is ignored, as timm does: {name} has none")
         found["eps"] = options["opt_eps"]
-    for key, of in {"lr": "--lr", "weight_decay": "--weight-decay", "momentum": "--momentum", "opt": "--opt",
-                    "betas": "--opt-betas", "eps": "--opt-eps"}.items():
+    for key, of in {
+        "lr": "--lr",
+        "weight_decay": "--weight-decay",
+        "momentum": "--momentum",
+        "opt": "--opt",
+        "betas": "--opt-betas",
+        "eps": "--opt-eps",
+    }.items():
         if key in options["opt_kwargs"] and (key not in ("betas", "eps") or key in found):
             raise click.BadParameter(f"{key!r} is given by {of}", param_hint="--opt-kwargs")
     return {**found, **options["opt_kwargs"]}, remarks
@@ -143,7 +191,8 @@ def _read(path: str) -> dict[str, Any]:
         near = difflib.get_close_matches(str(name).replace("-", "_"), known, 1, cutoff=0.8)
         if near and near[0] not in content:
             raise click.BadParameter(
-                f"{name!r} in {path} is no option of timm's; did you mean {near[0]}?", param_hint="--args")
+                f"{name!r} in {path} is no option of timm's; did you mean {near[0]}?", param_hint="--args"
+            )
     return content
 
 
@@ -193,11 +242,13 @@ def _agree(options: Mapping[str, Any]) -> None:
     sched = options["sched"]
     if sched in _ENDING_AT_MIN_LR and options["min_lr"] > options["lr"]:
         raise click.BadParameter(
-            f"{options['min_lr']!r} is above the learning rate of {options['lr']!r}", param_hint="--min-lr")
+            f"{options['min_lr']!r} is above the learning rate of {options['lr']!r}", param_hint="--min-lr"
+        )
     if sched in _DROPPING and options["decay_rate"] > 1:
         raise click.BadParameter(
             f"{options['decay_rate']!r} would raise the learning rate; a factor in [0, 1] lowers it",
-            param_hint="--decay-rate")
+            param_hint="--decay-rate",
+        )
 
 
 def _scaled_lr(options: Mapping[str, Any]) -> float:
@@ -205,5 +256,6 @@ def _scaled_lr(options: Mapping[str, Any]) -> float:
     batch = options["batch_size"] * options.get("world_size", 1) * options.get("grad_accum_steps", 1)
     ratio = batch / options.get("lr_base_size", 256)
     scale = options.get("lr_base_scale") or (
-        "sqrt" if any(part in str(options["opt"]).lower() for part in ("ada", "lamb")) else "linear")
+        "sqrt" if any(part in str(options["opt"]).lower() for part in ("ada", "lamb")) else "linear"
+    )
     return float(options["lr_base"] * (math.sqrt(ratio) if scale == "sqrt" else ratio))

@@ -28,8 +28,11 @@ def _table(summary: Summary) -> Table:
     table = Table(
         title=f"Angular update per step, RMS over steps {summary.first_step} to {summary.last_step}",
         caption="mrad per optimizer step; pred: drift-corrected line; eq: equilibrium line; +-: error of sampling",
-        title_justify="left", caption_justify="left", box=None, header_style="bold",
-    )  # fmt: skip
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        header_style="bold",
+    )
     table.add_column("weight", overflow="ellipsis", no_wrap=True, min_width=16)
     for title in ("angle", "pred", "eq", "angle/pred", "angle/eq", "+-", "norm", "norm eq", "reached at"):
         table.add_column(title, justify="right", no_wrap=True)

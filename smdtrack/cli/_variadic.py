@@ -10,7 +10,9 @@ class VariadicCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         several = {
-            name for parameter in self.params if isinstance(parameter, click.Option) and parameter.multiple
+            name
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and parameter.multiple
             for name in parameter.opts
         }
         spread: list[str] = []

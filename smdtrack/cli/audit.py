@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from smdtrack.cli import _audit_tables as tables
 from smdtrack.cli._audit_work import Failure, Request, audited, audited_all
+from smdtrack.cli._zoo import checked_device, model_names, read_checkpoint
 from smdtrack.invariance import VERDICTS, Audit
-from smdtrack.invariance.zoo import checked_device, model_names, read_checkpoint
 
 
 @click.command()
@@ -60,9 +60,7 @@ def command(
         raise click.UsageError(f"--checkpoint and --explain go with one model, not with {len(names)}.")
     if checkpoint is not None:
         read_checkpoint(checkpoint)
-    requests = [
-        Request(name, pretrained, checkpoint, num_classes, input_size or None, device, seed) for name in names
-    ]
+    requests = [Request(name, pretrained, checkpoint, num_classes, input_size or None, device, seed) for name in names]
     if several:
         results = _several(requests, None if csv_file is None else Path(csv_file), quiet=as_json)
     else:
@@ -113,9 +111,13 @@ def _progress() -> Progress:
     name = TextColumn("{task.fields[name]}")
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), name)
     return Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=False,
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=False,
         redirect_stderr=False,
-    )  # fmt: skip
+    )
 
 
 def _say(progress: Progress, line: str, err: bool) -> None:

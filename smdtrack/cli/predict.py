@@ -13,7 +13,7 @@ from smdtrack.cli._recipe import arguments, recipe
 from smdtrack.cli._variadic import VariadicCommand
 
 if TYPE_CHECKING:
-    from smdtrack.theory.plan import Plan
+    from smdtrack.planning.plan import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXAMPLE = """\b
@@ -23,6 +23,8 @@ Example:
 """
 #: Any weight decay will do to see how the angle goes with it.
 _UNIT_DECAY = 1e-4
+
+
 def _option(*flags: str, **settings: Any) -> Callable[[Command], Command]:
     """An option that is None unless given, so that the file and timm's defaults come after it."""
     return click.option(*flags, default=None, **settings)
@@ -56,16 +58,31 @@ def _option(*flags: str, **settings: Any) -> Callable[[Command], Command]:
 @_option("--lr-decay-fn", help="Decay function of wsd and rsqrt.")
 @_option("--lr-stable-timescale", type=float, help="Timescale of rsqrt, in epochs.")
 @_option("--lr-k-decay", type=float, help="k-decay of cosine and poly (default: 1).")
-@click.option("--weight-shape", default="64,64,3,3", show_default=True,
-              help="Shape of the weight, for optimizers that look at it (Muon).")
-@click.option("--start-norm", type=float, default=1.0, show_default=True,
-              help="Initial norm over the equilibrium norm at the largest lr.")
+@click.option(
+    "--weight-shape",
+    default="64,64,3,3",
+    show_default=True,
+    help="Shape of the weight, for optimizers that look at it (Muon).",
+)
+@click.option(
+    "--start-norm",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Initial norm over the equilibrium norm at the largest lr.",
+)
 @_option("--angle", type=float, help="Wanted angular update (rad per step): says which decay gives it.")
 @click.option("--list", "list_all", is_flag=True, help="List all optimizers with their kind of line.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
-        args_file: str | None, list_all: bool, as_json: bool, weight_shape: str, start_norm: float, angle: float | None,
-        steps_per_epoch: int | None, **flags: Any,
+    args_file: str | None,
+    list_all: bool,
+    as_json: bool,
+    weight_shape: str,
+    start_norm: float,
+    angle: float | None,
+    steps_per_epoch: int | None,
+    **flags: Any,
 ) -> None:
     """The equilibrium angle, its time constant, and what each stage of the schedule reaches, before training."""
     if list_all:
@@ -101,12 +118,16 @@ def command(
 
 
 def _predict(
-        options: Mapping[str, Any], of_the_optimizer: Mapping[str, Any], shape: tuple[int, ...], steps_per_epoch: int,
-        start_norm: float, angle: float | None,
+    options: Mapping[str, Any],
+    of_the_optimizer: Mapping[str, Any],
+    shape: tuple[int, ...],
+    steps_per_epoch: int,
+    start_norm: float,
+    angle: float | None,
 ) -> "tuple[Plan, list[str]]":
+    from smdtrack.planning.lr_schedule import optimizer_of, pieces
+    from smdtrack.planning.plan import plan
     from smdtrack.theory import identify
-    from smdtrack.theory.plan import plan
-    from smdtrack.theory.schedule import optimizer_of, pieces
 
     decay = options["weight_decay"]
     optimizer = optimizer_of(options["opt"], options["lr"], decay, shape, of_the_optimizer)
@@ -115,12 +136,18 @@ def _predict(
     schedule, remarks = pieces(optimizer, steps_per_epoch, options)
     unit = None
     if angle is not None and decay == 0:
-        unit = _UNIT_DECAY, family.line(
-            {**group, "lr": max(piece.lr for piece in schedule), "weight_decay": _UNIT_DECAY}, shape)
+        unit = (
+            _UNIT_DECAY,
+            family.line({**group, "lr": max(piece.lr for piece in schedule), "weight_decay": _UNIT_DECAY}, shape),
+        )
     return plan(
-        schedule, lambda lr: family.line({**group, "lr": lr}, shape), decay,
+        schedule,
+        lambda lr: family.line({**group, "lr": lr}, shape),
+        decay,
         warmup_epochs=options["warmup_epochs"] if options["sched"] != "none" else 0,
-        start_norm=start_norm, wanted_angle=angle, unit_decay=unit,
+        start_norm=start_norm,
+        wanted_angle=angle,
+        unit_decay=unit,
     ), remarks
 
 

@@ -28,26 +28,57 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     epilog="Example:  smdtrack run --every 20 train.py --config recipe.yaml",
 )
-@click.option("--sink", "sinks", multiple=True, type=click.Choice(["mlflow", "wandb", "local"]),
-              help="Tracker to send to; may be given several times. Default: mlflow, and the script's own W&B run if "
-                   "it has one. local: the local record only, which is always written.")  # fmt: skip
-@click.option("--every", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
-              help="A sample every N optimizer steps.")  # fmt: skip
-@click.option("--warmup-samples", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-              help="Sample each of the first N steps too.")  # fmt: skip
+@click.option(
+    "--sink",
+    "sinks",
+    multiple=True,
+    type=click.Choice(["mlflow", "wandb", "local"]),
+    help="Tracker to send to; may be given several times. Default: mlflow, and the script's own W&B run if "
+    "it has one. local: the local record only, which is always written.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="A sample every N optimizer steps.",
+)
+@click.option(
+    "--warmup-samples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Sample each of the first N steps too.",
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Track only parameters whose names match; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Do not track parameters whose names match; repeatable.")
 @click.option("--lags", callback=_lags, default="", metavar="K,...", help="Measure the angle over K steps, too.")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("smdtrack-runs"), show_default=True,
-              help="Where the folder of the local record is made.")  # fmt: skip
-@click.option("--resume-run", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Go on with the record of an earlier run, when the script resumes its training.")  # fmt: skip
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("smdtrack-runs"),
+    show_default=True,
+    help="Where the folder of the local record is made.",
+)
+@click.option(
+    "--resume-run",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Go on with the record of an earlier run, when the script resumes its training.",
+)
 @click.option("--name", help="The run's name. Default: the model's.")
 @click.option("-m", "--module", is_flag=True, help="SCRIPT is a module, run as python -m would.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
-        sinks: tuple[str, ...], script: str, args: tuple[str, ...], module: bool, **options: Any,
+    sinks: tuple[str, ...],
+    script: str,
+    args: tuple[str, ...],
+    module: bool,
+    **options: Any,
 ) -> None:
     """Run SCRIPT with ARGS, unchanged, and track how far its scale-invariant weights turn at each step.
 
@@ -57,12 +88,20 @@ def command(
     """
     from smdtrack.launch import run_module, run_script
     from smdtrack.tracking import Options
+    from smdtrack.tracking.attach.instrumentation import Instrumentation
 
     _check_folder(options["folder"])
     settings = Options(sinks=sinks or None, params={"command": shlex.join([script, *args])}, **options)
-    outcome = (run_module if module else run_script)(script, args, settings, _announce)
+    instrumentation = Instrumentation(settings, _announce)
     try:
-        _report(outcome)
+        outcome = (run_module if module else run_script)(script, args)
+    except SmdtrackError:
+        instrumentation.stop("failed")
+        raise
+    instrumentation.stop(outcome.status)
+    try:
+        if not outcome.forked:
+            _report(instrumentation)
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError, SystemExit):  # rich exits where a pipe is broken
         # Nobody listens any more. What is still to be said goes nowhere, or Python would end with a code of its own.
@@ -105,15 +144,15 @@ def _announce(tracker: Any) -> None:
         )
 
 
-def _report(outcome: Any) -> None:
+def _report(instrumentation: Any) -> None:
     from smdtrack.cli._summary import print_summary
-    from smdtrack.tracking.tracker import rank
+    from smdtrack.tracking.attach.process_rank import rank
 
-    if rank() != 0 or outcome.forked:
+    if rank() != 0:
         return
-    if not outcome.optimizers:
+    if not instrumentation.optimizers:
         click.echo("smdtrack: nothing was tracked: the script made no optimizer step that could be measured", err=True)
-    for tracker in outcome.trackers:
+    for tracker in instrumentation.trackers:
         summary = tracker.summary()
         if summary is None:
             click.echo(f"smdtrack: no step was sampled in {tracker.folder}: sample more often (--every)", err=True)

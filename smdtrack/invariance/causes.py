@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from smdtrack.invariance.attribution import FrozenVariance, responsible
-from smdtrack.invariance.bench import Bench
 from smdtrack.invariance.findings import INVARIANT_COSINE, ZERO_ENERGY, Finding
+from smdtrack.invariance.trial_model import Bench
 
 
 def freeze_batch_variance(bench: Bench, findings: dict[str, Finding]) -> FrozenVariance:
@@ -33,9 +33,10 @@ def attribute(bench: Bench, findings: dict[str, Finding], frozen: FrozenVariance
         finding.cause = "batch_norm" if by_batch and "straight_through" not in finding.evidence else "other"
     _name_norms([finding for finding in caused.values() if finding.cause == "batch_norm"], frozen)
     others = {
-        key: value for key, value in caused.items()
+        key: value
+        for key, value in caused.items()
         if value.cause == "other" and "straight_through" not in value.evidence
-    }  # fmt: skip
+    }
     if others:
         mode = FrozenVariance(everything=True)
         with mode.watching(bench.model):

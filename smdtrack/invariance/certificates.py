@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from smdtrack.invariance.bench import Bench
 from smdtrack.invariance.findings import (
     FAINT_ENERGY,
     UNCHANGED,
@@ -14,6 +13,7 @@ from smdtrack.invariance.findings import (
     Finding,
     named,
 )
+from smdtrack.invariance.trial_model import Bench
 
 
 def culprits(names: list[str], unchanged: Callable[[list[str]], bool]) -> list[str]:

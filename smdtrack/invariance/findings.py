@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from smdtrack.invariance.bench import ORTHOGONAL, RadialDerivatives, Reading
-from smdtrack.invariance.verdicts import Cause, Scope, Verdict
+from smdtrack.invariance.results import Cause, Scope, Verdict
+from smdtrack.invariance.trial_model import ORTHOGONAL, RadialDerivatives, Reading
 
 #: Energies, relative to the largest tensor's: none at all; so faint that a cosine says nothing; so faint that even a
 #: small cosine is looked into.

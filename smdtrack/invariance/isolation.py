@@ -35,9 +35,13 @@ def untouched_generators() -> Iterator[None]:
 @contextmanager
 def silent_global_hooks() -> Iterator[None]:
     """Empties torch's global module hooks, which would see every module of the copy."""
-    registries = [value for key, value in vars(torch_module).items() if key.startswith("_global_") and key.endswith(
-        ("hooks", "hooks_always_called", "hooks_with_kwargs")
-    ) and isinstance(value, dict)]
+    registries = [
+        value
+        for key, value in vars(torch_module).items()
+        if key.startswith("_global_")
+        and key.endswith(("hooks", "hooks_always_called", "hooks_with_kwargs"))
+        and isinstance(value, dict)
+    ]
     saved = [dict(registry) for registry in registries]
     for registry in registries:
         registry.clear()

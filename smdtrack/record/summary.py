@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from smdtrack.record.run import Floats, Run
-from smdtrack.record.sampling import sampling_error_of_rms
+from smdtrack.record.sampling_error import sampling_error_of_rms
 
 #: A weight is in equilibrium when its RMS angle is within this share of the equilibrium line.
 EQUILIBRIUM_BAND = 0.1

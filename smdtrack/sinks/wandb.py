@@ -163,8 +163,9 @@ class WandbSink:
             project = earlier.get("project") or project
             same = {"id": earlier["run_id"], "resume": "allow"}
             self._earlier_folders = [
-                *earlier.get("earlier_folders", ()), *([earlier["folder"]] if "folder" in earlier else ())
-            ]  # fmt: skip
+                *earlier.get("earlier_folders", ()),
+                *([earlier["folder"]] if "folder" in earlier else ()),
+            ]
         return wandb.init(
             project=project,
             name=info.name,

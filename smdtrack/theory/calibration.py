@@ -90,7 +90,8 @@ def decay_argument(optimizer_class: type[Optimizer], value: float) -> dict[str, 
     """Weight decay as an argument, where the constructor takes one."""
     accepted = inspect.signature(optimizer_class.__init__).parameters
     taken = "weight_decay" in accepted or any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()
+    )
     return {"weight_decay": value} if taken else {}
 
 
@@ -138,11 +139,11 @@ def alone() -> Iterator[None]:
 
 
 def run(
-        optimizer_class: type[Optimizer],
-        arguments: Mapping[str, Any],
-        weight: Tensor,
-        gradients: Callable[[int], Tensor],
-        steps: int,
+    optimizer_class: type[Optimizer],
+    arguments: Mapping[str, Any],
+    weight: Tensor,
+    gradients: Callable[[int], Tensor],
+    steps: int,
 ) -> Iterator[Tensor]:
     """Steps a fresh optimizer over given gradients; yields the change of the weight at each step.
 
@@ -164,7 +165,10 @@ def run(
 
 
 def _calibrate(
-        optimizer_class: type[Optimizer], arguments: Mapping[str, Any], shape: tuple[int, ...], most_steps: int,
+    optimizer_class: type[Optimizer],
+    arguments: Mapping[str, Any],
+    shape: tuple[int, ...],
+    most_steps: int,
 ) -> Updates:
     size, lr = math.prod(shape), 1e-3
     steps = max(1024, min(most_steps, _MOST_NUMBERS // size))
@@ -181,9 +185,15 @@ def _calibrate(
 
     with alone():
         start = torch.randn(shape, generator=generator)
-        for step, move in enumerate(run(
-                optimizer_class, {**arguments, "lr": lr, **decay_argument(optimizer_class, 0.0)}, start, gradient,
-                _BURN_IN + steps)):
+        for step, move in enumerate(
+            run(
+                optimizer_class,
+                {**arguments, "lr": lr, **decay_argument(optimizer_class, 0.0)},
+                start,
+                gradient,
+                _BURN_IN + steps,
+            )
+        ):
             if step >= _BURN_IN:
                 moves.append(-move.flatten()[chosen] / lr)
         return measure(torch.stack(moves), torch.stack(noise))

@@ -90,7 +90,10 @@ class Line:
         return -self.decay_rate / math.log1p(-rate) if rate < 1 else 1.0
 
     def equilibrium_norm(
-            self, norm: float, angular_update: float | None, effective_gradient: float | None = None,
+        self,
+        norm: float,
+        angular_update: float | None,
+        effective_gradient: float | None = None,
     ) -> float | None:
         """The norm at which the weight would stop growing and shrinking under the gradients measured now.
 

@@ -14,7 +14,8 @@ ALL_AT_ONCE = "lr x wd takes away the whole weight in one step (gamma = {:.3g}):
 NO_EQUILIBRIUM = "weight decay is 0: the norm only grows, there is no equilibrium; the drift-corrected line holds"
 
 IN_TRAINING = (
-    "its decay rate depends on how large the gradients are: it is known only in training, from the optimizer's state")
+    "its decay rate depends on how large the gradients are: it is known only in training, from the optimizer's state"
+)
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,26 @@ def line_of(motion: Motion, state_factor: float | None = None, alignment: float 
         memory = memory_from_buffer(motion.nesterov_momentum, alignment)
         if memory > 0:
             motion = replace(
-                motion, updates=replace(motion.updates, memory=memory), kind="from state",
-                formula="2 lr wd / [(1-a) + 2 a^2 <u,b>/|u|^2]", source="derived here (from the momentum buffer)",
+                motion,
+                updates=replace(motion.updates, memory=memory),
+                kind="from state",
+                formula="2 lr wd / [(1-a) + 2 a^2 <u,b>/|u|^2]",
+                source="derived here (from the momentum buffer)",
                 assumptions=tuple(ANY_GRADIENT if said == WHITE else said for said in motion.assumptions),
             )
     line = Line(
-        motion.kind, motion.optimizer, motion.formula, motion.source, motion.assumptions, motion.reason,
-        norm_exponent=motion.norm_exponent, decay_exponent=motion.decay_exponent, step_size=motion.step_size,
-        updates=motion.updates, trust=motion.trust, filtered_decay=motion.filtered_decay,
+        motion.kind,
+        motion.optimizer,
+        motion.formula,
+        motion.source,
+        motion.assumptions,
+        motion.reason,
+        norm_exponent=motion.norm_exponent,
+        decay_exponent=motion.decay_exponent,
+        step_size=motion.step_size,
+        updates=motion.updates,
+        trust=motion.trust,
+        filtered_decay=motion.filtered_decay,
     )
     if motion.updates is None:
         return replace(line, norm_exponent=None)

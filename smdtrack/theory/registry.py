@@ -21,9 +21,9 @@ from smdtrack.theory import updates as up
 from smdtrack.theory.calibration import CannotRunError
 from smdtrack.theory.line import Line
 from smdtrack.theory.motion import Motion, line_of, no_line
-from smdtrack.theory.plug_in import state_factors
 from smdtrack.theory.rules_other import Rule, approximate, cautious
 from smdtrack.theory.settings import Setting
+from smdtrack.theory.state_factor import state_factors
 
 _READ = "code read, not run"
 _CORRECTED = "corrected decay: Defazio, 2506.02285"
@@ -75,7 +75,9 @@ for _name in ("SGD", "Adam", "AdamW", "Lion", "AdEMAMix"):
     RULES[f"bitsandbytes.{_name}8bit"] = RULES[f"bitsandbytes.{_name}"]
 
 NAMES = {
-    "timm.AdamWLegacy": "AdamW", "timm.RAdamLegacy": "RAdamW", "timm.LaProp": "LaProp",
+    "timm.AdamWLegacy": "AdamW",
+    "timm.RAdamLegacy": "RAdamW",
+    "timm.LaProp": "LaProp",
 }
 _COUNTERS = frozenset({"params", "step", "lookahead_step", "initial_lr", "param_names", "k", "exp_avg_sq"})
 _BY_SHAPE = frozenset({"timm.Muon"})
@@ -115,8 +117,12 @@ class Family:
         self._tensor_values: dict[int, tuple[int, float]] = {}
 
     def line(
-            self, group: Mapping[str, Any], shape: tuple[int, ...], *,
-            state_factor: float | None = None, alignment: float | None = None,
+        self,
+        group: Mapping[str, Any],
+        shape: tuple[int, ...],
+        *,
+        state_factor: float | None = None,
+        alignment: float | None = None,
     ) -> Line:
         """The line of a weight of this shape under the group's present hyper-parameters.
 
@@ -147,7 +153,10 @@ class Family:
         return "momentum_buffer" if nesterov and not self._lookahead else None
 
     def state_factors(
-            self, parameters: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any],
+        self,
+        parameters: Sequence[Tensor],
+        states: Sequence[Mapping[str, Any]],
+        group: Mapping[str, Any],
     ) -> list[Tensor] | None:
         """`<w^2/denom>/<w^2>` per weight, 0-d float64, where weight decay passes through the state, else None.
 
@@ -168,8 +177,10 @@ class Family:
         return state_factors(self._class, parameters, states, group) if self._is_coupled() else None
 
     def _is_coupled(self) -> bool:
-        return not (self._class == "torch.AdamW" or (
-            self._class == "apex.FusedAdam" and bool(getattr(self._optimizer, "adam_w_mode", 1))))
+        return not (
+            self._class == "torch.AdamW"
+            or (self._class == "apex.FusedAdam" and bool(getattr(self._optimizer, "adam_w_mode", 1)))
+        )
 
     def _note_step(self, step: Any) -> None:
         if isinstance(step, Tensor):
@@ -201,8 +212,11 @@ class Family:
     def _motion(self, key: tuple[Any, ...], group: Mapping[str, Any], shape: tuple[int, ...]) -> Motion:
         motion = self._motions.get(key)
         if motion is None:
-            plain = {name: self._tensor(value) if isinstance(value, Tensor) and value.ndim == 0 else value
-                     for name, value in group.items() if name != "params"}
+            plain = {
+                name: self._tensor(value) if isinstance(value, Tensor) and value.ndim == 0 else value
+                for name, value in group.items()
+                if name != "params"
+            }
             setting = Setting(plain, tuple(shape), self._optimizer, self.name, self._step)
             try:
                 motion = self._rule(setting)
@@ -212,8 +226,11 @@ class Family:
                 # a line must never end somebody's training: what the hyper-parameters do not allow has none
                 motion = no_line(self.name, f"its hyper-parameters give none: {error}")
             if setting.flag("corrected_weight_decay") and "lr wd" in motion.formula:
-                motion = replace(motion, formula=motion.formula.replace("lr wd", "(lr^2/lr_max) wd"),
-                                 source=f"{motion.source}; {_CORRECTED}")
+                motion = replace(
+                    motion,
+                    formula=motion.formula.replace("lr wd", "(lr^2/lr_max) wd"),
+                    source=f"{motion.source}; {_CORRECTED}",
+                )
             if self._lookahead and motion.updates is not None:
                 motion = _looking_ahead(motion, plain)
             if len(self._motions) > 4096:
@@ -229,8 +246,11 @@ def _looking_ahead(motion: Motion, group: Mapping[str, Any]) -> Motion:
     if motion.trust is not None:
         return no_line(f"Lookahead {motion.optimizer}", "a trust ratio inside Lookahead: not worked out")
     return replace(
-        motion, optimizer=f"Lookahead {motion.optimizer}", updates=up.lookahead(motion.updates, alpha, period),
-        decay=alpha * motion.decay, formula="2 alpha gamma / R of whole Lookahead steps",
+        motion,
+        optimizer=f"Lookahead {motion.optimizer}",
+        updates=up.lookahead(motion.updates, alpha, period),
+        decay=alpha * motion.decay,
+        formula="2 alpha gamma / R of whole Lookahead steps",
         source="derived here (slow weights move by alpha times the fast path)",
         assumptions=(*motion.assumptions, "RMS over whole cycles; a step is one of Lookahead's, jump included"),
     )

@@ -16,14 +16,14 @@ FORMULA_STATE = "2 gamma/R, gamma = lr wd H <w^2/denom>/<w^2>"
 
 
 def normalised(
-        setting: Setting,
-        name: str,
-        updates: Updates,
-        *,
-        coupled: bool,
-        formula: str = "2 lr wd / R",
-        source: str = DERIVED,
-        own_share: float = 0.0,
+    setting: Setting,
+    name: str,
+    updates: Updates,
+    *,
+    coupled: bool,
+    formula: str = "2 lr wd / R",
+    source: str = DERIVED,
+    own_share: float = 0.0,
 ) -> Motion:
     """A filter of normalised gradients, with decay beside the update or (coupled) inside the gradient.
 
@@ -33,13 +33,24 @@ def normalised(
     """
     if coupled:
         return Motion(
-            name, updates, step_size=setting.lr,
+            name,
+            updates,
+            step_size=setting.lr,
             decay=setting.lr * setting.weight_decay * updates.gain * (1 - own_share),
-            from_state=True, decay_exponent=1.0, kind="from state", formula=FORMULA_STATE, source=DERIVED,
+            from_state=True,
+            decay_exponent=1.0,
+            kind="from state",
+            formula=FORMULA_STATE,
+            source=DERIVED,
             assumptions=(WHITE, SLOW_MOMENT, "gradients of like size in all coordinates (3 % off at lognormal(1))"),
         )
     return Motion(
-        name, updates, step_size=setting.lr, decay=setting.decoupled_decay, formula=formula, source=source,
+        name,
+        updates,
+        step_size=setting.lr,
+        decay=setting.decoupled_decay,
+        formula=formula,
+        source=source,
         assumptions=(WHITE, SLOW_MOMENT),
     )
 
@@ -53,7 +64,12 @@ def adam(setting: Setting, *, coupled: bool, name: str) -> Motion:
     """Adam, AdamW, AdaBelief, LaProp, RAdam, Adopt, Adamax: an average of the first moment, R = (1+b1)/(1-b1)."""
     beta1, beta2 = setting.betas[:2]
     return normalised(
-        setting, name, up.average(beta1), coupled=coupled, formula=FORMULA_AVERAGE, source=KOSSON,
+        setting,
+        name,
+        up.average(beta1),
+        coupled=coupled,
+        formula=FORMULA_AVERAGE,
+        source=KOSSON,
         own_share=own_share(beta1, beta2),
     )
 
@@ -94,10 +110,13 @@ def adahessian(setting: Setting) -> Motion:
     if exponent > -1:
         return replace(motion, norm_exponent=exponent, source=DERIVED)
     return replace(
-        motion, norm_exponent=-1.0, equilibrium=False, source=DERIVED,
+        motion,
+        norm_exponent=-1.0,
+        equilibrium=False,
+        source=DERIVED,
         formula="(d ln||w||^2/dt + 2 lr wd) (1-b1)/(1+b1)",
         reason="the step goes with the norm (gradient over Hessian): no norm is an equilibrium; the drift-corrected "
-               "line holds",
+        "line holds",
     )
 
 
@@ -112,7 +131,11 @@ def adabelief(setting: Setting) -> Motion:
 def adopt(setting: Setting) -> Motion:
     """timm Adopt: each gradient over the moment of those before it; nothing of its own in the denominator."""
     return normalised(
-        setting, "ADOPT", up.average(setting.betas[0]), coupled=not setting.flag("decoupled"), formula=FORMULA_AVERAGE,
+        setting,
+        "ADOPT",
+        up.average(setting.betas[0]),
+        coupled=not setting.flag("decoupled"),
+        formula=FORMULA_AVERAGE,
     )
 
 
@@ -130,18 +153,28 @@ def nadam(setting: Setting) -> Motion:
 
     now, past = (1 - beta1, beta1) if setting.step is None else (1 - mu(setting.step), mu(setting.step + 1))
     motion = normalised(
-        setting, "NAdam", up.nesterov_average(beta1, round(now, 5), round(past, 5)),
-        coupled=not setting.flag("decoupled_weight_decay"), formula="2 lr wd / R, R at the present momentum",
+        setting,
+        "NAdam",
+        up.nesterov_average(beta1, round(now, 5), round(past, 5)),
+        coupled=not setting.flag("decoupled_weight_decay"),
+        formula="2 lr wd / R, R at the present momentum",
         own_share=own_share(beta1, beta2) * past + now * (1 - beta2),
     )
-    return motion if setting.step is not None else replace(
-        motion, assumptions=(*motion.assumptions, "momentum schedule at its limit"))
+    return (
+        motion
+        if setting.step is not None
+        else replace(motion, assumptions=(*motion.assumptions, "momentum schedule at its limit"))
+    )
 
 
 def nadamw(setting: Setting) -> Motion:
     """timm NAdamW: u = (1 - b1) g + b1 m; R = 14.16 at b1 = .9 (the AdamW line would be 17 % off)."""
     return normalised(
-        setting, "NAdamW", up.nesterov_average(setting.betas[0]), coupled=False, formula="2 lr wd / R",
+        setting,
+        "NAdamW",
+        up.nesterov_average(setting.betas[0]),
+        coupled=False,
+        formula="2 lr wd / R",
     )
 
 
@@ -149,12 +182,16 @@ def adamp(setting: Setting) -> Motion:
     """timm AdamP: projected updates, R = 1; Delta^2 = 2 lr wd wd_ratio, whatever the momentum."""
     beta = setting.betas[0]
     filtered = up.nesterov_average(beta) if setting.flag("nesterov") else up.average(beta)
-    flat = up.from_autocorrelation(up.white().autocorrelation, gain=(filtered.energy or 1.0) ** 0.5,
-                                   energy=filtered.energy)
+    flat = up.from_autocorrelation(
+        up.white().autocorrelation, gain=(filtered.energy or 1.0) ** 0.5, energy=filtered.energy
+    )
     return Motion(
-        "AdamP", flat, step_size=setting.lr,
+        "AdamP",
+        flat,
+        step_size=setting.lr,
         decay=setting.lr * setting.weight_decay * float(setting.group["wd_ratio"]),
-        formula="2 lr wd wd_ratio", source="derived here from Heo et al., AdamP, 2006.08217",
+        formula="2 lr wd wd_ratio",
+        source="derived here from Heo et al., AdamP, 2006.08217",
         assumptions=("gradients orthogonal to the weight, so that every update is projected",),
     )
 
@@ -177,9 +214,13 @@ def mars(setting: Setting) -> Motion:
 def lion(setting: Setting) -> Motion:
     """timm Lion: signs of an average; R by the arcsine law."""
     motion = normalised(setting, "Lion", up.lion(*setting.betas[:2]), coupled=False, formula="2 lr wd / R")
-    return replace(motion, assumptions=(
-        "gradients uncorrelated in time (very sensitive: .78 of the line at AR(.5))", "many coordinates, Gaussian",
-    ))
+    return replace(
+        motion,
+        assumptions=(
+            "gradients uncorrelated in time (very sensitive: .78 of the line at AR(.5))",
+            "many coordinates, Gaussian",
+        ),
+    )
 
 
 def rmsprop(setting: Setting) -> Motion:
@@ -190,7 +231,11 @@ def rmsprop(setting: Setting) -> Motion:
     momentum = setting.momentum
     updates = up.heavy_ball(momentum) if momentum > 0 else up.white()
     return normalised(
-        setting, "RMSprop", updates, coupled=not setting.flag("decoupled_decay"), formula="2 lr wd (1-a)/(1+a)",
+        setting,
+        "RMSprop",
+        updates,
+        coupled=not setting.flag("decoupled_decay"),
+        formula="2 lr wd (1-a)/(1+a)",
         own_share=1 - float(setting.group["alpha"]),
     )
 
@@ -206,7 +251,10 @@ def adafactor(setting: Setting) -> Motion:
         return no_line("Adafactor", "the learning rate is relative to the weight's own size; give an explicit lr")
     beta1 = setting.group.get("beta1")
     return normalised(
-        setting, "Adafactor", up.white() if beta1 is None else up.average(float(beta1)), coupled=False,
+        setting,
+        "Adafactor",
+        up.white() if beta1 is None else up.average(float(beta1)),
+        coupled=False,
         formula="2 lr wd" if beta1 is None else FORMULA_AVERAGE,
     )
 

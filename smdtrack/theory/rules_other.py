@@ -7,8 +7,8 @@ from dataclasses import replace
 from smdtrack.theory import rules_adam, rules_sgd
 from smdtrack.theory import updates as up
 from smdtrack.theory.calibration import CannotRunError, calibrated
+from smdtrack.theory.decay_response import probe
 from smdtrack.theory.motion import WHITE, Motion, no_line
-from smdtrack.theory.probing import probe
 from smdtrack.theory.settings import Setting
 
 Rule = Callable[[Setting], Motion]
@@ -24,8 +24,12 @@ def cautious(rule: Rule) -> Rule:
             return motion
         updates = calibrated(setting.optimizer, setting.group)
         motion = replace(
-            motion, updates=updates, kind="calibrated", optimizer=f"cautious {motion.optimizer}",
-            formula="2 gamma / R, R calibrated", source=CALIBRATED,
+            motion,
+            updates=updates,
+            kind="calibrated",
+            optimizer=f"cautious {motion.optimizer}",
+            formula="2 gamma / R, R calibrated",
+            source=CALIBRATED,
         )
         if motion.from_state:
             # the calibrated gain holds the pull of the mask and the gradient's own share of its denominator
@@ -49,14 +53,22 @@ def muon(setting: Setting) -> Motion:
             routed = not group.get("use_fallback", False) and bool(_is_suitable_for_muon(torch.empty(setting.shape)))
     if not routed:
         scaled = replace(setting, group={**group, "lr": setting.lr * float(group.get("fallback_lr_scale", 1.0))})
-        fallback = rules_adam.nadamw(scaled) if setting.flag("nesterov") else rules_adam.adam(
-            scaled, coupled=False, name="AdamW")
+        fallback = (
+            rules_adam.nadamw(scaled)
+            if setting.flag("nesterov")
+            else rules_adam.adam(scaled, coupled=False, name="AdamW")
+        )
         return replace(fallback, optimizer=f"{fallback.optimizer} (Muon's fallback for this shape)")
     updates = calibrated(setting.optimizer, group, setting.shape)
     return Motion(
-        "AdaMuon" if group.get("algo") == "adamuon" else "Muon", updates, step_size=setting.lr,
-        decay=setting.decoupled_decay, kind="calibrated", formula="2 lr wd / R, R calibrated for the shape",
-        source=CALIBRATED, assumptions=(WHITE, "a smaller weight of the same aspect ratio stands in"),
+        "AdaMuon" if group.get("algo") == "adamuon" else "Muon",
+        updates,
+        step_size=setting.lr,
+        decay=setting.decoupled_decay,
+        kind="calibrated",
+        formula="2 lr wd / R, R calibrated for the shape",
+        source=CALIBRATED,
+        assumptions=(WHITE, "a smaller weight of the same aspect ratio stands in"),
     )
 
 
@@ -67,8 +79,12 @@ def kron(setting: Setting) -> Motion:
     (at a 16 x 16 weight), and within 2 % once the default schedule has brought the updates down to one in thirty.
     """
     return Motion(
-        "PSGD Kron", up.average(setting.momentum), step_size=setting.lr, decay=setting.decoupled_decay,
-        kind="approximate", formula="2 lr wd (1-b)/(1+b)",
+        "PSGD Kron",
+        up.average(setting.momentum),
+        step_size=setting.lr,
+        decay=setting.decoupled_decay,
+        kind="approximate",
+        formula="2 lr wd (1-b)/(1+b)",
         assumptions=(WHITE, "the preconditioner is updated rarely: past the annealing of its update probability"),
     )
 
@@ -78,8 +94,11 @@ def approximate(rule: Rule, because: str) -> Rule:
 
     def borrowed(setting: Setting) -> Motion:
         motion = rule(setting)
-        return motion if motion.updates is None else replace(
-            motion, kind="approximate", assumptions=(*motion.assumptions, because))
+        return (
+            motion
+            if motion.updates is None
+            else replace(motion, kind="approximate", assumptions=(*motion.assumptions, because))
+        )
 
     return borrowed
 
@@ -107,8 +126,11 @@ def fused_novograd(setting: Setting) -> Motion:
     updates = up.average(beta) if averaged else up.heavy_ball(beta)
     inside = getattr(setting.optimizer, "moment_mode", 1) == 0
     return Motion(
-        "NovoGrad", updates, step_size=setting.lr,
-        decay=setting.lr * setting.weight_decay * (updates.gain if inside else 1.0), formula="2 gamma / R",
+        "NovoGrad",
+        updates,
+        step_size=setting.lr,
+        decay=setting.lr * setting.weight_decay * (updates.gain if inside else 1.0),
+        formula="2 gamma / R",
     )
 
 
@@ -147,8 +169,13 @@ def unknown(setting: Setting) -> Motion:
     if seen.decay_needs_state and setting.weight_decay > 0:
         return no_line(name, "weight decay passes through its normalisation, whose state is not known")
     return Motion(
-        name, updates, step_size=setting.lr, decay=seen.decay(setting.lr, setting.weight_decay),
+        name,
+        updates,
+        step_size=setting.lr,
+        decay=seen.decay(setting.lr, setting.weight_decay),
         norm_exponent=seen.norm_exponent,
-        kind="calibrated", formula="2 gamma / R, both measured on white noise", source=CALIBRATED,
+        kind="calibrated",
+        formula="2 gamma / R, both measured on white noise",
+        source=CALIBRATED,
         assumptions=(WHITE, "an optimizer without a rule of its own: calibrated, its decay measured, too"),
     )

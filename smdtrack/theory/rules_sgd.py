@@ -32,8 +32,13 @@ def sgd(setting: Setting) -> Motion:
     nesterov = setting.momentum != 0 and setting.flag("nesterov")
     formula = "2 lr wd [(1-a)(1+a)^3 + a^4]/(1+a)" if nesterov else "2 lr wd (1-tau)/(1+a)"
     return Motion(
-        name, updates, step_size=setting.lr, decay=setting.lr * setting.weight_decay * updates.gain,
-        norm_exponent=1.0, filtered_decay=True, formula=formula,
+        name,
+        updates,
+        step_size=setting.lr,
+        decay=setting.lr * setting.weight_decay * updates.gain,
+        norm_exponent=1.0,
+        filtered_decay=True,
+        formula=formula,
         nesterov_momentum=setting.momentum if nesterov else None,
         source=DERIVED if nesterov else WAN,
         assumptions=(WHITE if nesterov else ANY_GRADIENT, SLOW_SCHEDULE),
@@ -44,8 +49,13 @@ def sgdw(setting: Setting) -> Motion:
     """timm SGDW: decay multiplies the weight, gamma = lr wd (sgdc: corrected); R as for SGD."""
     updates, name = response(setting)
     return Motion(
-        name.replace("SGD", "SGDW"), updates, step_size=setting.lr, decay=setting.decoupled_decay,
-        norm_exponent=1.0, formula="2 lr wd / R, R = H^2/S", assumptions=(WHITE, SLOW_SCHEDULE),
+        name.replace("SGD", "SGDW"),
+        updates,
+        step_size=setting.lr,
+        decay=setting.decoupled_decay,
+        norm_exponent=1.0,
+        formula="2 lr wd / R, R = H^2/S",
+        assumptions=(WHITE, SLOW_SCHEDULE),
     )
 
 
@@ -54,11 +64,17 @@ def sgdp(setting: Setting) -> Motion:
     momentum = setting.momentum
     decay = setting.lr * setting.weight_decay * float(setting.group["wd_ratio"]) / (1 - momentum)
     updates, _ = response(setting)
-    flat = up.from_autocorrelation(up.white().autocorrelation, gain=math.sqrt(updates.energy or 1.0),
-                                   energy=updates.energy)
+    flat = up.from_autocorrelation(
+        up.white().autocorrelation, gain=math.sqrt(updates.energy or 1.0), energy=updates.energy
+    )
     return Motion(
-        "SGDP", flat, step_size=setting.lr, decay=decay, norm_exponent=1.0,
-        formula="2 lr wd wd_ratio/(1-a)", source="derived here from Heo et al., AdamP, 2006.08217",
+        "SGDP",
+        flat,
+        step_size=setting.lr,
+        decay=decay,
+        norm_exponent=1.0,
+        formula="2 lr wd wd_ratio/(1-a)",
+        source="derived here from Heo et al., AdamP, 2006.08217",
         assumptions=("gradients orthogonal to the weight, so that every update is projected",),
     )
 
@@ -70,6 +86,10 @@ def novograd(setting: Setting) -> Motion:
     coupled = not setting.flag("decoupled_decay")
     decay = setting.lr * setting.weight_decay * updates.gain if coupled else setting.decoupled_decay
     return Motion(
-        "NovoGrad", updates, step_size=setting.lr, decay=decay, filtered_decay=coupled,
+        "NovoGrad",
+        updates,
+        step_size=setting.lr,
+        decay=decay,
+        filtered_decay=coupled,
         formula="2 lr wd/(1+b1)" if coupled else "2 lr wd (1-b1)/(1+b1)",
     )

@@ -28,8 +28,16 @@ def lamb(setting: Setting) -> Motion:
     angle = 2 * math.asin(min(1.0, lr / 2))
     decoupled = setting.flag("decoupled_decay")
     motion = Motion(
-        "LAMB", updates, step_size=lr, decay=lr**2 * updates.memory / 2, norm_exponent=-1.0, decay_exponent=1.0,
-        trust="whole", fixed_angle=angle, formula="Delta = 2 asin(lr/2)", source=DERIVED,
+        "LAMB",
+        updates,
+        step_size=lr,
+        decay=lr**2 * updates.memory / 2,
+        norm_exponent=-1.0,
+        decay_exponent=1.0,
+        trust="whole",
+        fixed_angle=angle,
+        formula="Delta = 2 asin(lr/2)",
+        source=DERIVED,
         assumptions=("norm steady over a step",),
     )
     if setting.flag("trust_clip") and not decoupled and decay > 0 and lr * updates.memory > 2 * decay:
@@ -39,7 +47,9 @@ def lamb(setting: Setting) -> Motion:
         )
     if decoupled:
         return replace(
-            motion, decay=setting.decoupled_decay, decay_exponent=0.0,
+            motion,
+            decay=setting.decoupled_decay,
+            decay_exponent=0.0,
             reason="the norm has no equilibrium: d ln||w||^2/dt = lr^2 R - 2 lr wd",
             assumptions=("norm steady over a step", *(("trust ratio below 1",) if setting.flag("trust_clip") else ())),
         )
@@ -64,16 +74,29 @@ def lars(setting: Setting) -> Motion:
         name = name.replace("LARS", "LARC")
         gradient_share = math.sqrt(2 * plain.decay) / (lr * updates.gain) if lr > 0 else 0.0
         if trust >= lr * (gradient_share + setting.weight_decay):
-            return replace(plain, optimizer=f"{name} (ratio clipped at 1)", assumptions=(
-                *plain.assumptions, "trust_coeff ||w||/(|g| + wd ||w||) above lr, as it is at equilibrium"))
+            return replace(
+                plain,
+                optimizer=f"{name} (ratio clipped at 1)",
+                assumptions=(
+                    *plain.assumptions,
+                    "trust_coeff ||w||/(|g| + wd ||w||) above lr, as it is at equilibrium",
+                ),
+            )
         lr = 1.0
     pull = lr * trust * updates.gain
     share = (math.sqrt(1 + 2 * pull) - 1) / pull if pull else 1.0
     if setting.weight_decay == 0:
         share = 1.0
     return Motion(
-        name, updates, step_size=lr * trust, decay=pull * (1 - share), norm_exponent=-1.0, decay_exponent=2.0,
-        trust="gradient", fixed_angle=pull * share / math.sqrt(updates.memory),
-        formula="Delta = tc lr sqrt(S)/(1+q), q(1+q) = lr tc H/2", assumptions=(WHITE,),
+        name,
+        updates,
+        step_size=lr * trust,
+        decay=pull * (1 - share),
+        norm_exponent=-1.0,
+        decay_exponent=2.0,
+        trust="gradient",
+        fixed_angle=pull * share / math.sqrt(updates.memory),
+        formula="Delta = tc lr sqrt(S)/(1+q), q(1+q) = lr tc H/2",
+        assumptions=(WHITE,),
         source="derived here (trust ratio before decay and momentum)",
     )

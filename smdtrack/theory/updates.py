@@ -12,7 +12,6 @@ w contains and u_t resembles, so that ||w||^2 grows per step by `|u|^2 (1 + 2 su
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -191,8 +190,3 @@ def _lookahead_autocorrelation(rho: Tensor, alpha: float, period: int) -> Tensor
     covariance = first @ padded[lags] @ turn.T
     series = torch.stack([covariance[phase, phase : phase + total - period] for phase in range(period)]).mean(0)
     return series / series[0]
-
-
-def as_floats(values: Sequence[float]) -> tuple[float, ...]:
-    """Hyper-parameters as plain floats, so that they can be looked up."""
-    return tuple(float(value) for value in values)

@@ -1,7 +1,7 @@
 """The only code inside somebody's training loop: hooks, probe, tracker."""
 
-from smdtrack.tracking.options import Options
-from smdtrack.tracking.tracker import Tracker
-from smdtrack.tracking.watching import watch
+from smdtrack.tracking.attach.options import Options
+from smdtrack.tracking.attach.tracker import Tracker
+from smdtrack.tracking.attach.watch import watch
 
 __all__ = ["Options", "Tracker", "watch"]

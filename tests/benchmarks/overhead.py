@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from smdtrack.tracking import Options
-from smdtrack.tracking.selection import Chosen, Selection
-from smdtrack.tracking.tracker import Tracker
+from smdtrack.tracking.attach.tracker import Tracker
+from smdtrack.tracking.attach.weight_selection import Chosen, Selection
 
 
 def convolutions(model: nn.Module) -> Selection:
@@ -101,7 +101,7 @@ def stepping(name: str, rounds: int, folder: str, nesterov: bool = False) -> dic
         optimizer.step()
         usual.after()
 
-    from smdtrack.tracking.hooks import add_listener, remove_listener
+    from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
 
     for tracker in (sampled, unsampled):
         remove_listener(tracker)
@@ -146,7 +146,13 @@ def _hooks_alone(optimizer: SGD) -> None:
 
 
 def training(
-        name: str, steps: int, folder: str, every: int = 10, size: int = 64, batch: int = 32, device: str = "cpu",
+    name: str,
+    steps: int,
+    folder: str,
+    every: int = 10,
+    size: int = 64,
+    batch: int = 32,
+    device: str = "cpu",
 ) -> tuple[float, float]:
     """How much slower training is with samples, in turns of ten steps, and the seconds of ten plain ones.
 
@@ -169,7 +175,7 @@ def training(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    from smdtrack.tracking.hooks import add_listener, remove_listener
+    from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
 
     tracker = tracker_for(model, optimizer, every, folder)
     ten()

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from smdtrack.cli._recipe import arguments, recipe
+from smdtrack.planning.lr_schedule import optimizer_of
 from smdtrack.record import Run, read_run
 from smdtrack.theory import identify
-from smdtrack.theory.schedule import optimizer_of
 
 LAG = 64
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -50,8 +50,10 @@ def main() -> None:
     unknown = set(options.optimizers) - set(SETTINGS)
     if unknown:
         parser.error(f"no settings for {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}")
-    print("| optimizer | kind of line | measured / drift-corrected | median | measured / equilibrium | accuracy "
-          f"| over {LAG} steps, measured / white |")
+    print(
+        "| optimizer | kind of line | measured / drift-corrected | median | measured / equilibrium | accuracy "
+        f"| over {LAG} steps, measured / white |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in options.optimizers:
         with tempfile.TemporaryDirectory() as scratch:

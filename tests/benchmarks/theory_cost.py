@@ -18,8 +18,12 @@ BOUND = 50e-6
 CALIBRATION_BOUND = 10.0
 # optimizers that are run before they have a line, with weights of the shapes that they look at
 CALIBRATED = {
-    "cadamw": [(64, 64, 3, 3)], "csgdw": [(64, 64, 3, 3)], "clion": [(64, 64, 3, 3)], "cadan": [(64, 64, 3, 3)],
-    "muon": [(64, 64, 3, 3), (512, 512), (2048, 512, 1, 1), (64, 3, 7, 7)], "adamuon": [(64, 64, 3, 3)],
+    "cadamw": [(64, 64, 3, 3)],
+    "csgdw": [(64, 64, 3, 3)],
+    "clion": [(64, 64, 3, 3)],
+    "cadan": [(64, 64, 3, 3)],
+    "muon": [(64, 64, 3, 3), (512, 512), (2048, 512, 1, 1), (64, 3, 7, 7)],
+    "adamuon": [(64, 64, 3, 3)],
     "unknown": [(64, 64, 3, 3), (512, 512)],
 }
 NAMES = ("momentum", "sgd", "adamw", "adam", "nadamw", "lion", "cadamw", "lamb", "lars", "muon")
@@ -59,7 +63,8 @@ def seconds_of_calibration(name: str, shape: tuple[int, ...]) -> float:
     """Seconds until an optimizer that has to be run has its first line."""
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer: torch.optim.Optimizer = (
-        Unknown([weight], lr=1e-3, weight_decay=0.1) if name == "unknown"
+        Unknown([weight], lr=1e-3, weight_decay=0.1)
+        if name == "unknown"
         else create_optimizer_v2([weight], name, lr=1e-3, weight_decay=0.1)
     )
     began = time.process_time()

@@ -21,15 +21,19 @@ def main(arguments: list[str]) -> int:
     """Prints the table; exit code 1 when a row misses its tolerance."""
     torch.set_num_threads(1)
     markdown = "--markdown" in arguments
-    names = [name for name in arguments if not name.startswith("--")] or [*timm.optim.list_optimizers(), *(
-        name for name in CASES if name.startswith("lookahead"))]
+    names = [name for name in arguments if not name.startswith("--")] or [
+        *timm.optim.list_optimizers(),
+        *(name for name in CASES if name.startswith("lookahead")),
+    ]
     missed: list[str] = []
     deviations: dict[str, list[float]] = {}
     exceptions = []
-    print("| optimizer | kind | R | gamma | predicted | measured | measured / predicted | drift-corrected | within |"
-          if markdown else
-          f"{'optimizer':18s} {'kind':12s} {'R':>7s} {'gamma':>9s} {'line':>9s} {'measured':>9s} {'ratio':>7s} "
-          f"{'drift-c.':>8s} {'within':>6s} {'s':>5s}")
+    print(
+        "| optimizer | kind | R | gamma | predicted | measured | measured / predicted | drift-corrected | within |"
+        if markdown
+        else f"{'optimizer':18s} {'kind':12s} {'R':>7s} {'gamma':>9s} {'line':>9s} {'measured':>9s} {'ratio':>7s} "
+        f"{'drift-c.':>8s} {'within':>6s} {'s':>5s}"
+    )
     if markdown:
         print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
@@ -46,8 +50,13 @@ def main(arguments: list[str]) -> int:
             exceptions.append(f"{name} {row.ratio:.3f} ({case.remark})")
         deviations.setdefault(line.kind, []).append(row.deviation)
         shown = (
-            line.kind, f"{line.memory or 0:.2f}", f"{line.decay_rate or 0:.2e}", f"{line.angular_update or 0:.6f}",
-            f"{row.measured:.6f}", f"{row.ratio:.4f}", f"{row.corrected:.4f}",
+            line.kind,
+            f"{line.memory or 0:.2f}",
+            f"{line.decay_rate or 0:.2e}",
+            f"{line.angular_update or 0:.6f}",
+            f"{row.measured:.6f}",
+            f"{row.ratio:.4f}",
+            f"{row.corrected:.4f}",
             f"{case.tolerance:.0%}" if good else f"MISSED {case.tolerance:.0%}",
         )
         if markdown:

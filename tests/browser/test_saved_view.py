@@ -71,8 +71,12 @@ def page(browser: str, address: str, artifacts: Path) -> Iterator[Any]:
 def test_overview_is_open_and_layers_are_folded(page: Any) -> None:
     shown = chart_page.sections(page)
     assert shown[:5] == [
-        ("smdtrack: overview", True), ("conv1", False), ("layer1", False), ("layer2", False), ("layer3", False),
-    ]  # fmt: skip
+        ("smdtrack: overview", True),
+        ("conv1", False),
+        ("layer1", False),
+        ("layer2", False),
+        ("layer3", False),
+    ]
     assert not any(is_open for _, is_open in shown[1:])
 
 

@@ -54,8 +54,14 @@ def test_the_json_document_is_as_agreed(run):
     assert result.stderr == ""
     document = json.loads(result.stdout)
     assert list(document) == [
-        "model", "input_size", "parameters", "invariant_parameters", "seconds", "certificate", "weights",
-    ]  # fmt: skip
+        "model",
+        "input_size",
+        "parameters",
+        "invariant_parameters",
+        "seconds",
+        "certificate",
+        "weights",
+    ]
     assert (document["model"], document["input_size"]) == (SMALL, [3, 32, 32])
     assert set(document["certificate"]) == {"tensor", "filter"}
     assert max(document["certificate"].values()) < 1e-9
@@ -152,8 +158,11 @@ def test_checkpoints_are_loaded_and_refused(run, tmp_path):
     torch.save(state, tmp_path / "bad.pth")
     refused(
         run(SMALL, "--checkpoint", tmp_path / "bad.pth"),
-        "does not fit", "1 missing (conv_stem.weight)", "1 unknown (strange.weight)", "classifier.bias (3,)",
-    )  # fmt: skip
+        "does not fit",
+        "1 missing (conv_stem.weight)",
+        "1 unknown (strange.weight)",
+        "classifier.bias (3,)",
+    )
     (tmp_path / "text.pth").write_text("hello")
     refused(run(SMALL, "--checkpoint", tmp_path / "text.pth"), "is not a checkpoint")
     torch.save([1, 2], tmp_path / "list.pth")
@@ -184,7 +193,7 @@ def test_wrong_input_ends_with_one_line(run):
 
 
 def test_out_of_memory_is_said_before_the_model_is_built(run, monkeypatch):
-    from smdtrack.invariance import zoo
+    from smdtrack.cli import _zoo as zoo
 
     create_model, on_meta = timm.create_model, []
 

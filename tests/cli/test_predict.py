@@ -25,8 +25,17 @@ def document(*arguments):
 
 def test_the_documents_keys_and_numbers():
     found = document(*EXAMPLE)
-    assert list(found) == ["optimizer", "kind", "angular_update", "memory", "decay_rate", "time_constant", "source",
-                           "assumptions", "stages"]
+    assert list(found) == [
+        "optimizer",
+        "kind",
+        "angular_update",
+        "memory",
+        "decay_rate",
+        "time_constant",
+        "source",
+        "assumptions",
+        "stages",
+    ]
     assert found["optimizer"] == "sgd"
     assert found["kind"] == "closed form"
     lr = max(stage["lr_start"] for stage in found["stages"])
@@ -39,8 +48,21 @@ def test_the_documents_keys_and_numbers():
 
 
 def test_a_step_schedule_lags_where_it_should():
-    found = document("--opt", "momentum", *RECIPE, "--sched", "multistep", "--decay-milestones", "30", "60", "80",
-                     "--epochs", "90", "--warmup-epochs", "0")
+    found = document(
+        "--opt",
+        "momentum",
+        *RECIPE,
+        "--sched",
+        "multistep",
+        "--decay-milestones",
+        "30",
+        "60",
+        "80",
+        "--epochs",
+        "90",
+        "--warmup-epochs",
+        "0",
+    )
     stages = found["stages"]
     assert [stage["lr_start"] for stage in stages] == pytest.approx([0.1, 0.01, 0.001, 0.0001])
     assert [stage["reached"] for stage in stages] == [True, True, False, False]
@@ -48,8 +70,21 @@ def test_a_step_schedule_lags_where_it_should():
 
 
 def test_for_people_it_plots_warns_and_advises():
-    result = predict("--opt", "momentum", *RECIPE, "--sched", "step", "--decay-epochs", "30", "--epochs", "90",
-                     "--warmup-epochs", "0", "--angle", "0.01")
+    result = predict(
+        "--opt",
+        "momentum",
+        *RECIPE,
+        "--sched",
+        "step",
+        "--decay-epochs",
+        "30",
+        "--epochs",
+        "90",
+        "--warmup-epochs",
+        "0",
+        "--angle",
+        "0.01",
+    )
     assert result.exit_code == 0
     assert "time constant" in result.output
     assert "rescale_weight_norms(optimizer, 0.5623)" in result.output
@@ -58,13 +93,16 @@ def test_for_people_it_plots_warns_and_advises():
     assert "450,360 steps" in result.output
 
 
-@pytest.mark.parametrize(("arguments", "warning"), [
-    (["--opt", "momentum", "--lr", "0.1", "--weight-decay", "1e-6", "--epochs", "10"], "too weak to matter"),
-    (["--opt", "momentum", "--lr", "0.5", "--weight-decay", "0.1", "--epochs", "10"], "more than 0.1"),
-    (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "0"], "no equilibrium"),
-    (["--opt", "adam", "--lr", "0.1", "--weight-decay", "1e-4"], "state"),
-    (["--opt", "madgrad", "--lr", "0.1", "--weight-decay", "1e-4"], "dual averaging"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "warning"),
+    [
+        (["--opt", "momentum", "--lr", "0.1", "--weight-decay", "1e-6", "--epochs", "10"], "too weak to matter"),
+        (["--opt", "momentum", "--lr", "0.5", "--weight-decay", "0.1", "--epochs", "10"], "more than 0.1"),
+        (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "0"], "no equilibrium"),
+        (["--opt", "adam", "--lr", "0.1", "--weight-decay", "1e-4"], "state"),
+        (["--opt", "madgrad", "--lr", "0.1", "--weight-decay", "1e-4"], "dual averaging"),
+    ],
+)
 def test_warnings(arguments, warning):
     arguments = [*arguments, "--steps-per-epoch", "100", "--sched", "none"]
     assert warning in " ".join(predict(*arguments).output.split())
@@ -87,8 +125,22 @@ def test_where_the_line_is_known_only_in_training_it_says_so_and_shows_the_sched
 
 
 def test_betas_and_further_arguments_reach_the_optimizer():
-    found = document("--opt", "adamw", *RECIPE, "--opt-betas", "0.8", "0.99", "--opt-kwargs", "amsgrad=True",
-                     "--opt-eps", "1e-6", "--epochs", "2", "--warmup-epochs", "0")
+    found = document(
+        "--opt",
+        "adamw",
+        *RECIPE,
+        "--opt-betas",
+        "0.8",
+        "0.99",
+        "--opt-kwargs",
+        "amsgrad=True",
+        "--opt-eps",
+        "1e-6",
+        "--epochs",
+        "2",
+        "--warmup-epochs",
+        "0",
+    )
     assert found["memory"] == pytest.approx(9.0)
 
 
@@ -100,8 +152,21 @@ def test_every_update_may_have_its_own_learning_rate():
 
 @pytest.mark.parametrize("sched", ["cosine", "tanh", "step", "multistep", "plateau", "poly", "wsd", "constant", "none"])
 def test_all_of_timms_schedules(sched):
-    found = document("--opt", "momentum", *RECIPE, "--sched", sched, "--epochs", "20", "--warmup-epochs", "2",
-                     "--cooldown-epochs", "3", "--min-lr", "1e-3")
+    found = document(
+        "--opt",
+        "momentum",
+        *RECIPE,
+        "--sched",
+        sched,
+        "--epochs",
+        "20",
+        "--warmup-epochs",
+        "2",
+        "--cooldown-epochs",
+        "3",
+        "--min-lr",
+        "1e-3",
+    )
     assert found["stages"]
 
 
@@ -109,49 +174,53 @@ def test_timms_args_file(tmp_path):
     path = tmp_path / "args.yaml"
     path.write_text(
         "opt: momentum\nlr: null\nlr_base: 0.1\nlr_base_size: 256\nlr_base_scale: ''\nbatch_size: 512\n"
-        "grad_accum_steps: 1\nweight_decay: 0.0001\nmomentum: 0.8\nepochs: 4\nsched: none\nopt_betas: null\nmodel: x\n")
+        "grad_accum_steps: 1\nweight_decay: 0.0001\nmomentum: 0.8\nepochs: 4\nsched: none\nopt_betas: null\nmodel: x\n"
+    )
     found = document("--args", str(path), "--steps-per-epoch", "10")
     assert found["angular_update"] == pytest.approx(math.sqrt(2 * 0.2 * 1e-4 / 1.8))
     over = document("--args", str(path), "--steps-per-epoch", "10", "--lr", "0.05")
     assert over["angular_update"] == pytest.approx(found["angular_update"] / 2)
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--opt", "sgdd", *RECIPE], "did you mean sgd"),
-    (["--opt", "sgd", "--weight-decay", "1e-4", "--steps-per-epoch", "10"], "--lr is missing"),
-    (["--opt", "sgd", "--lr", "0.1", "--steps-per-epoch", "10"], "--weight-decay is missing"),
-    (["--opt", "sgd", "--lr", "-0.1", "--weight-decay", "1e-4", "--steps-per-epoch", "10"], "--lr"),
-    (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "-1", "--steps-per-epoch", "10"], "--weight-decay"),
-    (["--opt", "sgd", "--lr", "nan", "--weight-decay", "1", "--steps-per-epoch", "10"], "--lr"),
-    (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "1e-4"], "--steps-per-epoch"),
-    (["--opt", "bnbadam", *RECIPE], "needs the package bitsandbytes"),
-    (["--opt", "sgd", *RECIPE, "--sched", "cosin"], "cosine"),
-    (["--opt", "sgd", *RECIPE, "--opt-kwargs", "foo=1"], "foo"),
-    (["--opt", "sgd", *RECIPE, "--opt-kwargs", "foo"], "key=value"),
-    (["--opt", "sgd", *RECIPE, "--epochs", "0"], "--epochs"),
-    (["--opt", "adamw", *RECIPE, "--opt-betas", "1.5", "0.9"], "beta"),
-    (["--args", "/nowhere/args.yaml"], "/nowhere/args.yaml"),
-    (["--opt", "sgd", *RECIPE, "--momentum", "1.5"], "momentum"),
-    (["--opt", "sgd", *RECIPE, "--weight-shape", "3"], "--weight-shape"),
-    (["--opt", "fusedlamb", *RECIPE], "needs the package apex"),
-    (["--opt", "lookahead_bnblion", *RECIPE], "needs the package bitsandbytes"),
-    (["--opt", "adam-w", *RECIPE], "did you mean adamw"),
-    (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9"], "2 betas, not 1"),
-    (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.99", "0.999"], "2 betas, not 3"),
-    (["--opt", "adamw", *RECIPE, "--opt-eps", "nan"], "--opt-eps"),
-    (["--opt", "sgd", *RECIPE, "--opt-kwargs", "lr=5"], "'lr' is given by --lr"),
-    (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.9", "--opt-kwargs", "betas=(.9,.9)"], "--opt-betas"),
-    (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "inf", "--steps-per-epoch", "10"], "--weight-decay"),
-    (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-epochs", "0"], "--decay-epochs"),
-    (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "nan"], "--decay-rate"),
-    (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "2"], "--decay-rate"),
-    (["--opt", "sgd", *RECIPE, "--sched", "multistep", "--decay-milestones", "30", "20"], "--decay-milestones"),
-    (["--opt", "sgd", *RECIPE, "--min-lr", "5"], "above the learning rate"),
-    (["--opt", "sgd", *RECIPE, "--warmup-epochs", "-1"], "--warmup-epochs"),
-    (["--opt", "sgd", *RECIPE, "--warmup-lr", "nan"], "--warmup-lr"),
-    (["--opt", "sgd", *RECIPE, "--lr-cycle-mul", "0"], "--lr-cycle-mul"),
-    (["--opt", "sgd", *RECIPE, "--epochs", "1000000000"], "--epochs"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--opt", "sgdd", *RECIPE], "did you mean sgd"),
+        (["--opt", "sgd", "--weight-decay", "1e-4", "--steps-per-epoch", "10"], "--lr is missing"),
+        (["--opt", "sgd", "--lr", "0.1", "--steps-per-epoch", "10"], "--weight-decay is missing"),
+        (["--opt", "sgd", "--lr", "-0.1", "--weight-decay", "1e-4", "--steps-per-epoch", "10"], "--lr"),
+        (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "-1", "--steps-per-epoch", "10"], "--weight-decay"),
+        (["--opt", "sgd", "--lr", "nan", "--weight-decay", "1", "--steps-per-epoch", "10"], "--lr"),
+        (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "1e-4"], "--steps-per-epoch"),
+        (["--opt", "bnbadam", *RECIPE], "needs the package bitsandbytes"),
+        (["--opt", "sgd", *RECIPE, "--sched", "cosin"], "cosine"),
+        (["--opt", "sgd", *RECIPE, "--opt-kwargs", "foo=1"], "foo"),
+        (["--opt", "sgd", *RECIPE, "--opt-kwargs", "foo"], "key=value"),
+        (["--opt", "sgd", *RECIPE, "--epochs", "0"], "--epochs"),
+        (["--opt", "adamw", *RECIPE, "--opt-betas", "1.5", "0.9"], "beta"),
+        (["--args", "/nowhere/args.yaml"], "/nowhere/args.yaml"),
+        (["--opt", "sgd", *RECIPE, "--momentum", "1.5"], "momentum"),
+        (["--opt", "sgd", *RECIPE, "--weight-shape", "3"], "--weight-shape"),
+        (["--opt", "fusedlamb", *RECIPE], "needs the package apex"),
+        (["--opt", "lookahead_bnblion", *RECIPE], "needs the package bitsandbytes"),
+        (["--opt", "adam-w", *RECIPE], "did you mean adamw"),
+        (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9"], "2 betas, not 1"),
+        (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.99", "0.999"], "2 betas, not 3"),
+        (["--opt", "adamw", *RECIPE, "--opt-eps", "nan"], "--opt-eps"),
+        (["--opt", "sgd", *RECIPE, "--opt-kwargs", "lr=5"], "'lr' is given by --lr"),
+        (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.9", "--opt-kwargs", "betas=(.9,.9)"], "--opt-betas"),
+        (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "inf", "--steps-per-epoch", "10"], "--weight-decay"),
+        (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-epochs", "0"], "--decay-epochs"),
+        (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "nan"], "--decay-rate"),
+        (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "2"], "--decay-rate"),
+        (["--opt", "sgd", *RECIPE, "--sched", "multistep", "--decay-milestones", "30", "20"], "--decay-milestones"),
+        (["--opt", "sgd", *RECIPE, "--min-lr", "5"], "above the learning rate"),
+        (["--opt", "sgd", *RECIPE, "--warmup-epochs", "-1"], "--warmup-epochs"),
+        (["--opt", "sgd", *RECIPE, "--warmup-lr", "nan"], "--warmup-lr"),
+        (["--opt", "sgd", *RECIPE, "--lr-cycle-mul", "0"], "--lr-cycle-mul"),
+        (["--opt", "sgd", *RECIPE, "--epochs", "1000000000"], "--epochs"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
     result = predict(*arguments)
     assert result.exit_code == 2, result.output
@@ -160,19 +229,22 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("- a\n- b\n", "holds no options"),
-    ("opt: [sgd\nlr: 0.1\n", "line 2 is not YAML"),
-    ("opt: sgd\nlr: 0.1\nweight_deacy: 0.1\n", "did you mean weight_decay?"),
-    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: many\n", "'many' is not a number"),
-    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: 2.5\n", "2.5 is not a whole number"),
-    ("opt: 5\nlr: 0.1\nweight_decay: 0\n", "5 is not a name"),
-    ("opt: sgd\nlr: true\nweight_decay: 0\n", "True is not a number"),
-    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nopt_kwargs: foo\n", "key: value"),
-    ("opt: adamw\nlr: 0.1\nweight_decay: 0\nopt_betas: 0.9\n", "2 betas, not 1"),
-    ("opt: sgd\nlr: 0.1\nweight_decay: 0\nsched_on_updates: 3\n", "neither true nor false"),
-    ("opt: sgd\nlr_base: 0.1\nbatch_size: many\nweight_decay: 0\n", "'many' is not a number"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a\n- b\n", "holds no options"),
+        ("opt: [sgd\nlr: 0.1\n", "line 2 is not YAML"),
+        ("opt: sgd\nlr: 0.1\nweight_deacy: 0.1\n", "did you mean weight_decay?"),
+        ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: many\n", "'many' is not a number"),
+        ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: 2.5\n", "2.5 is not a whole number"),
+        ("opt: 5\nlr: 0.1\nweight_decay: 0\n", "5 is not a name"),
+        ("opt: sgd\nlr: true\nweight_decay: 0\n", "True is not a number"),
+        ("opt: sgd\nlr: 0.1\nweight_decay: 0\nopt_kwargs: foo\n", "key: value"),
+        ("opt: adamw\nlr: 0.1\nweight_decay: 0\nopt_betas: 0.9\n", "2 betas, not 1"),
+        ("opt: sgd\nlr: 0.1\nweight_decay: 0\nsched_on_updates: 3\n", "neither true nor false"),
+        ("opt: sgd\nlr_base: 0.1\nbatch_size: many\nweight_decay: 0\n", "'many' is not a number"),
+    ],
+)
 def test_a_broken_file_is_one_line_and_exit_code_2(tmp_path, text, says):
     path = tmp_path / "args.yaml"
     path.write_text(text)
@@ -199,8 +271,23 @@ def test_the_rate_scaled_by_the_batch_says_for_how_many_processes(tmp_path):
 @pytest.mark.parametrize("columns", ["40", "80", "120"])
 def test_it_fits_the_terminal(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    arguments = ("--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--epochs", "90", "--sched-on-updates",
-                 "--steps-per-epoch", "1251", "--warmup-epochs", "5", "--angle", "0.001")
+    arguments = (
+        "--opt",
+        "adamw",
+        "--lr",
+        "1e-3",
+        "--weight-decay",
+        "0.05",
+        "--epochs",
+        "90",
+        "--sched-on-updates",
+        "--steps-per-epoch",
+        "1251",
+        "--warmup-epochs",
+        "5",
+        "--angle",
+        "0.001",
+    )
     lines = predict(*arguments).output.splitlines()
     assert max(map(len, lines)) <= max(80, int(columns))
     assert not any("…" in line for line in lines)
@@ -231,16 +318,23 @@ def test_a_decay_that_takes_all_at_once_has_no_line_and_says_so():
 QUARTERS = [f"decay {quarter}/4" for quarter in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize(("arguments", "names"), [
-    (["--sched", "cosine"], ["warm-up", *QUARTERS]),
-    (["--sched", "step", "--decay-epochs", "20"], ["warm-up", "constant", "constant", "constant"]),
-    (["--sched", "step", "--decay-epochs", "2.4", "--decay-rate", ".97", "--cooldown-epochs", "0"],
-     ["warm-up", *QUARTERS]),
-    (["--sched", "wsd", "--warmup-prefix"], ["warm-up", "constant", *QUARTERS]),
-    (["--sched", "cosine", "--lr-cycle-limit", "2"], ["warm-up", "cycle 1", "cycle 2"]),
-    (["--sched", "cosine", "--cooldown-epochs", "5"],
-     ["warm-up", *(f"decay {quarter}/4" for quarter in (1, 2, 3, 4)), "constant"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--sched", "cosine"], ["warm-up", *QUARTERS]),
+        (["--sched", "step", "--decay-epochs", "20"], ["warm-up", "constant", "constant", "constant"]),
+        (
+            ["--sched", "step", "--decay-epochs", "2.4", "--decay-rate", ".97", "--cooldown-epochs", "0"],
+            ["warm-up", *QUARTERS],
+        ),
+        (["--sched", "wsd", "--warmup-prefix"], ["warm-up", "constant", *QUARTERS]),
+        (["--sched", "cosine", "--lr-cycle-limit", "2"], ["warm-up", "cycle 1", "cycle 2"]),
+        (
+            ["--sched", "cosine", "--cooldown-epochs", "5"],
+            ["warm-up", *(f"decay {quarter}/4" for quarter in (1, 2, 3, 4)), "constant"],
+        ),
+    ],
+)
 def test_stages(arguments, names):
     found = document("--opt", "momentum", *RECIPE, "--epochs", "60", "--warmup-epochs", "5", *arguments)
     assert [stage["name"] for stage in found["stages"]] == names

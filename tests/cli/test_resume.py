@@ -61,9 +61,13 @@ def smdtrack_run(folder: Path, *args: object, sink: str = "mlflow") -> subproces
     trackers = {name for name in os.environ if name.startswith(("MLFLOW_", "WANDB_"))}
     kept = {name: value for name, value in os.environ.items() if name not in trackers}
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300,
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -76,10 +80,15 @@ def mlflow_histories(folder: Path) -> list[tuple[Any, dict[str, list[tuple[int, 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("smdtrack").experiment_id], order_by=["start_time"])
     return [
-        (run, {key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
-               for key in run.data.metrics})
+        (
+            run,
+            {
+                key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+                for key in run.data.metrics
+            },
+        )
         for run in found
-    ]  # fmt: skip
+    ]
 
 
 def assert_equal_to_the_record(histories: dict[str, list[tuple[int, float]]], record: Run) -> None:

@@ -39,8 +39,12 @@ def script(tmp_path):
 def smdtrack(folder, *args, **environment):
     return subprocess.run(
         [sys.executable, "-m", "smdtrack", *map(str, args)],
-        cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
 
 
 def only_run(folder):
@@ -125,8 +129,11 @@ def test_the_exit_code_is_the_scripts(tmp_path, script, ending, code, status):
 def test_ctrl_c_stops_the_script_and_writes_the_summary(tmp_path, script):
     process = subprocess.Popen(
         [sys.executable, "-m", "smdtrack", "run", "--sink", "local", "--every", "2", str(script), "1000000"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     parts = tmp_path / "smdtrack-runs"
     deadline = time.monotonic() + 120
     while not list(parts.glob("*/samples-*.arrows")) and time.monotonic() < deadline:
@@ -143,8 +150,10 @@ def test_ctrl_c_stops_the_script_and_writes_the_summary(tmp_path, script):
 def test_kill_9_in_mid_run_leaves_the_samples(tmp_path, script):
     process = subprocess.Popen(
         [sys.executable, "-m", "smdtrack", "run", "--sink", "local", "--every", "2", str(script), "1000000"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     parts = tmp_path / "smdtrack-runs"
     deadline = time.monotonic() + 120
     while not any(part.stat().st_size > 20_000 for part in parts.glob("*/samples-*.arrows")):

@@ -46,9 +46,13 @@ class Folder:
         smdtrack = ["-m", "smdtrack", "run", "--sink", "local", "--every", "2"] if wrapped else []
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         return subprocess.Popen(
-            [sys.executable, *smdtrack, "it.py", *args], cwd=self.path, text=True, stderr=subprocess.PIPE,
-            env={**environment, "OMP_NUM_THREADS": "1"}, **{"stdout": subprocess.PIPE, **options},
-        )  # fmt: skip
+            [sys.executable, *smdtrack, "it.py", *args],
+            cwd=self.path,
+            text=True,
+            stderr=subprocess.PIPE,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            **{"stdout": subprocess.PIPE, **options},
+        )
 
     def run(self, body: str, *args: str, stdin: str | None = None, wrapped: bool = True) -> tuple[int, str, str]:
         """Returns exit code, stdout and stderr."""

@@ -125,10 +125,12 @@ def random_network(seed, width=6):
         if kind == "gate":
             return nn.Sequential(Gated(conv(channels), conv(channels)), norm(channels))
         if kind == "se":
-            return draw.choice([
-                lambda: nn.Sequential(conv(channels), SEModule(channels, rd_channels=2), norm(channels)),
-                lambda: nn.Sequential(conv(channels), norm(channels), SEModule(channels, rd_channels=2)),
-            ])()  # fmt: skip
+            return draw.choice(
+                [
+                    lambda: nn.Sequential(conv(channels), SEModule(channels, rd_channels=2), norm(channels)),
+                    lambda: nn.Sequential(conv(channels), norm(channels), SEModule(channels, rd_channels=2)),
+                ]
+            )()
         if kind == "pool":
             pool = draw.choice([nn.MaxPool2d, nn.AvgPool2d])(3, 1, 1)
             return nn.Sequential(conv(channels), pool, norm(channels), between())

@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-import smdtrack.invariance.ladder as ladder
+import smdtrack.invariance.audit_model as ladder
 from smdtrack.invariance import audit
 from smdtrack.notices import SmdtrackError
 
 
 def small(**options):
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, **options), nn.ReLU(), nn.Dropout(0.5),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8, **options),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
 
 
 class Wrapped(nn.Module):

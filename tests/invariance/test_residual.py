@@ -5,7 +5,7 @@ import timm
 import torch
 
 from smdtrack.invariance import audit
-from smdtrack.invariance.residual import batch_variance, eps_radial_derivative
+from smdtrack.invariance.eps_residual import batch_variance, eps_radial_derivative
 
 
 @pytest.fixture(scope="module")

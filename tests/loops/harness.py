@@ -37,10 +37,17 @@ class Loop:
 def network(dtype: torch.dtype = torch.float32, width: int = 8) -> nn.Module:
     """Convolutions under batch norm with dropout between: small, and its audit takes a moment."""
     return nn.Sequential(
-        nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1),
-        nn.Conv2d(width, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
-    ).to(dtype)  # fmt: skip
+        nn.Conv2d(3, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Conv2d(width, 12, 3, stride=2, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    ).to(dtype)
 
 
 WEIGHTS = ("0.weight", "4.weight")
@@ -89,14 +96,18 @@ def trained(make: Callable[[], Loop], batches: int = 12, **options: Any) -> tupl
 
 
 def assert_equal_to_float64(
-    witness: Witness, run: Run, names: Sequence[str] = WEIGHTS, families: Sequence[str] = ("angle", "norm", "grad"),
-    rtol: float = 1e-6, first: int = 0,
+    witness: Witness,
+    run: Run,
+    names: Sequence[str] = WEIGHTS,
+    families: Sequence[str] = ("angle", "norm", "grad"),
+    rtol: float = 1e-6,
+    first: int = 0,
 ) -> None:
     """Every recorded value of the families against the witness, and that there are any.
 
     Args:
         first: The recorded step before the witness's first.
-    """  # fmt: skip
+    """
     references = {"angle": witness.angle, "norm": witness.norm, "grad": witness.effective_gradient}
     assert {weight.name for weight in run.info.weights} >= set(names)
     for weight in run.info.weights:

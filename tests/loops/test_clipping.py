@@ -107,7 +107,7 @@ def test_weights_that_the_step_does_not_move_have_no_value() -> None:
 
 @pytest.mark.parametrize("size", [1, 40, 5000])
 def test_traces_are_counts_of_ties(size: int) -> None:
-    from smdtrack.tracking.clipping import traces
+    from smdtrack.tracking.measure.clipping_traces import traces
 
     generator = torch.Generator().manual_seed(size)
     weight, gradient = (torch.randn(8, size, generator=generator) for _ in range(2))

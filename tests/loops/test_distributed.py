@@ -23,10 +23,26 @@ def torchrun(
 ) -> tuple[dict[str, torch.Tensor], str]:
     """Returns the weights at the end, whole, and what was said."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-         "-m", "tests.loops.two_ranks", mode, str(folder), watch, optimizer],
-        capture_output=True, text=True, timeout=240, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            "-m",
+            "tests.loops.two_ranks",
+            mode,
+            str(folder),
+            watch,
+            optimizer,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "end.pt"), done.stdout + done.stderr
 
@@ -34,11 +50,34 @@ def torchrun(
 def launched(folder: Path, mode: str) -> Run:
     """Returns the record of the unmodified script under `smdtrack run` in each process."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-         "-m", "smdtrack", "run", "--sink", "local", "--every", "2", "--dir", str(folder / "runs"),
-         "-m", "tests.loops.two_ranks", mode, str(folder), "no"],
-        capture_output=True, text=True, timeout=240, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            "-m",
+            "smdtrack",
+            "run",
+            "--sink",
+            "local",
+            "--every",
+            "2",
+            "--dir",
+            str(folder / "runs"),
+            "-m",
+            "tests.loops.two_ranks",
+            mode,
+            str(folder),
+            "no",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("scale-invariant weights of") == 1
     return only_run(folder)
@@ -84,8 +123,10 @@ def test_the_record_equals_that_of_one_process_and_training_is_unchanged(
     assert run.steps.tolist() == list(range(1, 9))
     for index, weight in enumerate(run.info.weights):
         for family, reference in (
-            ("angle", witness.angle), ("norm", witness.norm), ("grad", witness.effective_gradient)
-        ):  # fmt: skip
+            ("angle", witness.angle),
+            ("norm", witness.norm),
+            ("grad", witness.effective_gradient),
+        ):
             expected = [reference(weight.name, step) for step in range(1, 9)]
             np.testing.assert_allclose(run.values[family][:, index], expected, rtol=1e-5)
         # What eps leaves is subtracted, shard by shard: float64 shows it.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from smdtrack.launch import Outcome, run_script
 from smdtrack.record import read_run
 from smdtrack.tracking import Options
+from tests.launching import Launched, launch
 from tests.tracking.witness import Witness, seed_everything
 
 pytestmark = pytest.mark.slow
@@ -115,7 +115,7 @@ def needs(package: str) -> None:
         pytest.importorskip(package)
 
 
-def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[list[Witness], Any, Outcome | None]:
+def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[list[Witness], Any, Launched | None]:
     """Runs a script, under the launcher or as it is: what was seen, the weights at the end."""
     if "accelerate" in sys.modules:  # one state a process, which Trainer sets up in its own way
         from accelerate.state import AcceleratorState, GradientState
@@ -130,7 +130,7 @@ def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[
     outcome = None
     if wrapped:
         Path("script.py").write_text(text)
-        outcome = run_script("script.py", [], Options(every=1, sinks=["local"]))
+        outcome = launch("script.py", [], Options(every=1, sinks=["local"]))
         assert outcome.exit_code == 0
     else:
         exec(compile(text, "script", "exec"), {"__name__": "__main__"})

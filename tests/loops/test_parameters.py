@@ -149,7 +149,7 @@ def test_memory_is_given_back_at_the_end() -> None:
 
 
 def test_a_model_is_audited_once_for_all_its_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smdtrack.tracking import selection
+    from smdtrack.tracking.attach import weight_selection as selection
 
     audits = []
     monkeypatch.setattr(selection, "audit", lambda *a, **k: audits.append(a) or smdtrack.audit(*a, **k))

@@ -262,10 +262,12 @@ def test_coupled_adam_s_line_is_read_from_its_state() -> None:
 
         def step(number: int) -> None:
             plain_step(model, optimizer)
-            states.append({
-                name: optimizer.state[parameter]["exp_avg_sq"].double().clone()
-                for name, parameter in model.named_parameters()
-            })  # fmt: skip
+            states.append(
+                {
+                    name: optimizer.state[parameter]["exp_avg_sq"].double().clone()
+                    for name, parameter in model.named_parameters()
+                }
+            )
 
         return Loop(model, optimizer, step)
 

@@ -18,10 +18,16 @@ import smdtrack
 
 def network() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 9, 3, padding=1, bias=False), nn.BatchNorm2d(9), nn.ReLU(),
-        nn.Conv2d(9, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
-    ).double()  # fmt: skip
+        nn.Conv2d(3, 9, 3, padding=1, bias=False),
+        nn.BatchNorm2d(9),
+        nn.ReLU(),
+        nn.Conv2d(9, 12, 3, stride=2, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    ).double()
 
 
 def shard(model: nn.Module) -> None:

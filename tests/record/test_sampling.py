@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from smdtrack.record.sampling import sampling_error_of_rms
+from smdtrack.record.sampling_error import sampling_error_of_rms
 
 
 def angles_of_momentum_sgd(runs: int, steps: int) -> np.ndarray:

@@ -62,8 +62,10 @@ def killed_before_the_tracker_got_the_last(info: RunInfo, sink: MLflowSink, samp
 def histories(sink: MLflowSink) -> dict[str, list[tuple[int, float]]]:
     client = sink._client
     keys = client.get_run(sink.where()["run_id"]).data.metrics
-    return {key: [(point.step, point.value) for point in client.get_metric_history(sink.where()["run_id"], key)]
-            for key in keys}  # fmt: skip
+    return {
+        key: [(point.step, point.value) for point in client.get_metric_history(sink.where()["run_id"], key)]
+        for key in keys
+    }
 
 
 def assert_no_step_twice(sink: MLflowSink) -> None:
@@ -206,10 +208,18 @@ def test_a_script_that_goes_on_in_its_own_wandb_run_gets_no_step_twice(info: Run
     logged: list[dict[str, Any]] = []
     # Offline nothing is known of a run's past: W&B's summary of a run resumed online is stood in for.
     run = SimpleNamespace(
-        resumed=True, offline=False, summary={"smd/step": samples[19].step}, config={}, entity="e", project="p", id="r",
-        url="https://where/r", _log=lambda data, step=None, commit=None: None, log=logged.append,
+        resumed=True,
+        offline=False,
+        summary={"smd/step": samples[19].step},
+        config={},
+        entity="e",
+        project="p",
+        id="r",
+        url="https://where/r",
+        _log=lambda data, step=None, commit=None: None,
+        log=logged.append,
         define_metric=lambda *a, **k: None,
-    )  # fmt: skip
+    )
     run.config = SimpleNamespace(update=lambda *a, **k: None)
     sink = WandbSink(attach_only=True)
     sink._take(run)

@@ -308,9 +308,7 @@ def test_failures_are_made_good_without_doubling(
     assert_complete(sink, info, samples)
 
 
-def test_start_is_repeated_without_a_second_run(
-    store: str, info: RunInfo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start_is_repeated_without_a_second_run(store: str, info: RunInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     sink = MLflowSink(store)
@@ -349,8 +347,9 @@ def test_summary_is_a_table_once(store: str, info: RunInfo, samples: list[Sample
     sink.finish(info, make_summary(info, samples), "finished")
     run = the_run(sink)
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "smdtrack/summary.json", "type": "table"}]
-    path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="smdtrack/summary.json",
-                                               tracking_uri=store)
+    path = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, artifact_path="smdtrack/summary.json", tracking_uri=store
+    )
     table = json.loads(Path(path).read_text())
     assert len(table["data"]) == 3
     assert table["columns"][0] == "key"
@@ -379,9 +378,22 @@ def test_a_view_that_fails_is_a_warning_and_metrics_go_on(
 
 @pytest.mark.parametrize(
     "key",
-    ["angle/a[0]", "angle/(b)", "angle/c@d", "angle/%", "angle/e,f", "angle/g=h*", "angle//i", "/angle/j", "angle/../k",
-     "angle/l/..", "angle/" + "m" * 300, "angle/n\no", "angle/p/"],
-)  # fmt: skip
+    [
+        "angle/a[0]",
+        "angle/(b)",
+        "angle/c@d",
+        "angle/%",
+        "angle/e,f",
+        "angle/g=h*",
+        "angle//i",
+        "/angle/j",
+        "angle/../k",
+        "angle/l/..",
+        "angle/" + "m" * 300,
+        "angle/n\no",
+        "angle/p/",
+    ],
+)
 def test_refused_keys_are_replaced(key: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 

@@ -48,8 +48,11 @@ def test_every_weight_has_its_lines_and_the_measured_curve_comes_first() -> None
         assert [f"norm/{weight.key}", f"norm_eq/{weight.key}"] in cards
     assert all(len(keys) <= 4 for keys in cards)
     assert [(section["name"], section["display"]) for section in state["compareRunSections"][:4]] == [
-        ("smdtrack: overview", True), ("conv1", False), ("layer1", False), ("layer2", False),
-    ]  # fmt: skip
+        ("smdtrack: overview", True),
+        ("conv1", False),
+        ("layer1", False),
+        ("layer2", False),
+    ]
     assert not any(section["display"] for section in state["compareRunSections"][1:])
     sections = [section["uuid"] for section in state["compareRunSections"]]
     assert {card["metricSectionId"] for card in state["compareRunCharts"]} <= set(sections)

@@ -121,8 +121,14 @@ def test_offline_run_of_our_own(
     hidden = {name for name, metric in metrics.items() if metric["options"].get("hidden")}
     assert hidden == {"smd/step", "smd/theory", "angle_pred/*", "angle_eq/*", "norm_eq/*"}
     assert {name for name, metric in metrics.items() if metric.get("step_metric") == "smd/step"} >= {
-        "angle/*", "angle_pred/*", "angle_eq/*", "norm/*", "norm_eq/*", "grad/*", "smd/*",
-    }  # fmt: skip
+        "angle/*",
+        "angle_pred/*",
+        "angle_eq/*",
+        "norm/*",
+        "norm_eq/*",
+        "grad/*",
+        "smd/*",
+    }
     run = next(record["run"] for record in read if record["type"] == "run")
     assert (run["project"], run["display_name"]) == ("smdtrack", info.name)
     assert next(record["exit"] for record in read if record["type"] == "exit").get("exit_code", 0) == 0

@@ -41,8 +41,20 @@ def _cases() -> list[Case]:
     cases += [Case(name, 0.1, 1e-2) for name in ("sgdp", "csgdp")]
     cases += [Case("novograd", 0.01, 5e-3)] + [Case(name, 0.01, 0.1) for name in ("novogradw", "novogradc")]
     decoupled = (
-        "adamw", "adamwlegacy", "adamc", "nadamw", "nadamc", "radamw", "radamlegacy", "adabelief", "radabelief",
-        "laprop", "lapropc", "adoptw", "adoptc", "mars",
+        "adamw",
+        "adamwlegacy",
+        "adamc",
+        "nadamw",
+        "nadamc",
+        "radamw",
+        "radamlegacy",
+        "adabelief",
+        "radabelief",
+        "laprop",
+        "lapropc",
+        "adoptw",
+        "adoptc",
+        "mars",
     )
     cases += [Case(name, **ADAPTIVE, arguments=BETAS) for name in decoupled]
     cautious = ("cadamw", "cadamc", "cnadamw", "cnadamc", "claprop", "cadoptw", "cadoptc", "cmars")
@@ -69,8 +81,10 @@ def _cases() -> list[Case]:
     cases += [Case(name, 1e-3, 0.5, tolerance=0.02, settle=300, steps=1200) for name in muons]
     cases += [Case("adahessian", 1e-3, 0.25, BETAS, against="drift")]
     # Kron updates its preconditioner at every step at first and rarely after 4000: its line is that of the latter
-    cases += [Case(name, **ADAPTIVE, shape=(16, 16), tolerance=0.02, settle=5000, steps=4000) for name in (
-        "kron", "kronw", "kronc")]
+    cases += [
+        Case(name, **ADAPTIVE, shape=(16, 16), tolerance=0.02, settle=5000, steps=4000)
+        for name in ("kron", "kronw", "kronc")
+    ]
     cases += [Case("lookahead_momentum", 0.1, 1e-3), Case("lookahead_adamw", **ADAPTIVE, arguments=BETAS)]
     return cases
 

@@ -44,7 +44,8 @@ def build(case: Case):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optimizer = create_optimizer_v2(
-                parameters, case.name, lr=case.lr, weight_decay=case.weight_decay, **case.arguments)
+                parameters, case.name, lr=case.lr, weight_decay=case.weight_decay, **case.arguments
+            )
         if case.name.startswith("kron"):
             uncompile(optimizer)
         return optimizer
@@ -70,10 +71,13 @@ def compare(case: Case, seed: int = 0) -> Row:
     line = simulation.line()
     corrected = _corrected(line, trace)
     return Row(
-        case, line, trace.angle,
+        case,
+        line,
+        trace.angle,
         trace.angle / trace.line if trace.line and not math.isnan(trace.line) else math.nan,
         trace.angle / corrected if corrected else math.nan,
-        trace.drift, time.perf_counter() - began,
+        trace.drift,
+        time.perf_counter() - began,
     )
 
 

@@ -31,7 +31,10 @@ def warm_up(lr: float, steps: int) -> list[float]:
 
 
 SCHEDULES: dict[str, Callable[[float, int], list[float]]] = {
-    "constant": constant, "step": step, "cosine": cosine, "warm-up": warm_up,
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "warm-up": warm_up,
 }
 
 

@@ -65,14 +65,14 @@ class Simulation:
     """
 
     def __init__(
-            self,
-            build: Build,
-            shape: tuple[int, ...] = (32, 32),
-            *,
-            norm: float = 1.0,
-            effective_gradient: float = 1.0,
-            correlation: float = 0.0,
-            seed: int = 0,
+        self,
+        build: Build,
+        shape: tuple[int, ...] = (32, 32),
+        *,
+        norm: float = 1.0,
+        effective_gradient: float = 1.0,
+        correlation: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         direction = torch.randn(shape, generator=self.generator, dtype=torch.float64)
@@ -98,7 +98,8 @@ class Simulation:
         """The line at the present state."""
         factors = self.family.state_factors([self.weight], [self.state], self.group) if self.state else None
         return self.family.line(
-            self.group, tuple(self.weight.shape), state_factor=float(factors[0]) if factors else None)
+            self.group, tuple(self.weight.shape), state_factor=float(factors[0]) if factors else None
+        )
 
     def rescale(self, factor: float) -> None:
         """Multiplies the weight, as if it had grown there."""

@@ -15,9 +15,14 @@ def made(name, **arguments):
     return create_optimizer_v2([torch.nn.Parameter(torch.zeros(4, 4))], name, lr=1e-2, weight_decay=0.1, **arguments)
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("sgd", up.nesterov(0.9)), ("adamw", up.average(0.9)), ("lion", up.lion(0.9, 0.99)),
-])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sgd", up.nesterov(0.9)),
+        ("adamw", up.average(0.9)),
+        ("lion", up.lion(0.9, 0.99)),
+    ],
+)
 def test_a_run_finds_the_memory_that_theory_gives(name, expected):
     optimizer = made(name)
     found = calibrated(optimizer, optimizer.param_groups[0])

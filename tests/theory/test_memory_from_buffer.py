@@ -15,8 +15,9 @@ def settled(correlation: float):
     """The simulation near its equilibrium, with the alignment of update and buffer of 3000 steps, and their trace."""
     simulation = Simulation(
         lambda weights: torch.optim.SGD(weights, lr=LR, weight_decay=DECAY, momentum=MOMENTUM, nesterov=True),
-        norm=3.0, correlation=correlation,
-    )  # fmt: skip
+        norm=3.0,
+        correlation=correlation,
+    )
     simulation.run(3000, sample=0)
     along = squared = 0.0
     angles, norms = [], []

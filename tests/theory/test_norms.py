@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smdtrack.notices import SmdtrackError
-from smdtrack.theory.norms import declare_invariant, rescale_factor, rescale_weight_norms
+from smdtrack.theory.rescaling import declare_invariant, rescale_factor, rescale_weight_norms
 from tests.theory.cases import Case
 from tests.theory.comparison import build
 from tests.theory.simulator import Simulation, at_equilibrium
@@ -42,8 +42,10 @@ def test_the_state_follows_the_norm():
     optimizer = torch.optim.AdamW([parameter], lr=1e-3)
     parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    weight, first, second = (tensor.detach().clone() for tensor in (
-        parameter, optimizer.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg_sq"]))
+    weight, first, second = (
+        tensor.detach().clone()
+        for tensor in (parameter, optimizer.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg_sq"])
+    )
     rescale_weight_norms(optimizer, 0.5, [parameter])
     torch.testing.assert_close(parameter.detach(), weight / 2)
     torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], first * 2)

@@ -16,13 +16,21 @@ def measured_over_corrected(simulation, settle=500, steps=2000):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "correlation", "low", "high"), [
-    ("momentum", -0.2, 0.99, 1.01), ("momentum", 0.5, 0.99, 1.01),
-    ("adamw", -0.2, 0.99, 1.01), ("adamw", 0.5, 0.99, 1.01),
-    ("nadamw", -0.2, 1.02, 1.06), ("nadamw", 0.5, 0.92, 0.97),
-    ("lion", -0.2, 1.08, 1.20), ("lion", 0.5, 0.72, 0.83),
-    ("muon", -0.2, 0.98, 1.02), ("muon", 0.5, 0.95, 1.0),
-])
+@pytest.mark.parametrize(
+    ("name", "correlation", "low", "high"),
+    [
+        ("momentum", -0.2, 0.99, 1.01),
+        ("momentum", 0.5, 0.99, 1.01),
+        ("adamw", -0.2, 0.99, 1.01),
+        ("adamw", 0.5, 0.99, 1.01),
+        ("nadamw", -0.2, 1.02, 1.06),
+        ("nadamw", 0.5, 0.92, 0.97),
+        ("lion", -0.2, 1.08, 1.20),
+        ("lion", 0.5, 0.72, 0.83),
+        ("muon", -0.2, 0.98, 1.02),
+        ("muon", 0.5, 0.95, 1.0),
+    ],
+)
 def test_correlated_gradients_move_lion_most(name, correlation, low, high):
     """AR(1): successive gradients that oppose each other, or resemble each other."""
     case = CASES[name]

@@ -71,7 +71,8 @@ def test_a_subclass_is_known_by_its_step():
             for group in self.param_groups:
                 for parameter in group["params"]:
                     parameter.data.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
-                        group["lr"] * parameter.grad.sign())
+                        group["lr"] * parameter.grad.sign()
+                    )
 
     assert identify(Same([weight()], lr=0.1)).known
     family = identify(Other([weight()], lr=0.01, weight_decay=0.1))
@@ -161,19 +162,25 @@ STATEFUL = [
     (torch.optim.Adam, {**ADAM, "amsgrad": True}, lambda s: corrected(s["max_exp_avg_sq"], s)),
     (torch.optim.RAdam, ADAM, rectified),
     (torch.optim.Adamax, ADAM, lambda s: s["exp_inf"]),
-    (torch.optim.Adagrad, {"lr": 1e-3, "weight_decay": 0.1, "lr_decay": 0.2},
-     lambda s: (s["sum"].sqrt() + 1e-10) * (1 + 0.2 * (float(s["step"]) - 1))),
-    (torch.optim.RMSprop, {"lr": 1e-3, "weight_decay": 0.1, "centered": True},
-     lambda s: (s["square_avg"] - s["grad_avg"] ** 2).sqrt() + 1e-8),
+    (
+        torch.optim.Adagrad,
+        {"lr": 1e-3, "weight_decay": 0.1, "lr_decay": 0.2},
+        lambda s: (s["sum"].sqrt() + 1e-10) * (1 + 0.2 * (float(s["step"]) - 1)),
+    ),
+    (
+        torch.optim.RMSprop,
+        {"lr": 1e-3, "weight_decay": 0.1, "centered": True},
+        lambda s: (s["square_avg"] - s["grad_avg"] ** 2).sqrt() + 1e-8,
+    ),
     (timm.optim.RMSpropTF, {"lr": 1e-3, "weight_decay": 0.1}, lambda s: (s["square_avg"] + 1e-10).sqrt()),
     (timm.optim.Adopt, {"lr": 1e-3, "weight_decay": 0.1}, lambda s: s["exp_avg_sq"].sqrt().clamp(min=1e-6)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("optimizer_class", "options", "denominator"), STATEFUL)
 @pytest.mark.parametrize("steps", [2, 9])
 def test_state_factors_are_the_weighted_denominators(optimizer_class, options, denominator, steps, monkeypatch):
-    monkeypatch.setattr("smdtrack.theory.plug_in.BATCH", 20)
+    monkeypatch.setattr("smdtrack.theory.state_factor.BATCH", 20)
     parameters = [torch.nn.Parameter(torch.randn(4, size)) for size in (3, 1, 2, 9, 4)]
     optimizer = optimizer_class(parameters, **options)
     family, group = identify(optimizer), optimizer.param_groups[0]
@@ -220,14 +227,13 @@ def test_decoupled_optimizers_need_no_state():
 
 def test_reference_gives_one_line_per_group():
     optimizer = torch.optim.SGD(
-        [{"params": [weight()], "weight_decay": 1e-3}, {"params": [weight(8)], "weight_decay": 0.0}], lr=0.1)
+        [{"params": [weight()], "weight_decay": 1e-3}, {"params": [weight(8)], "weight_decay": 0.0}], lr=0.1
+    )
     lines = reference(optimizer)
     assert [bool(line.angular_update) for line in lines] == [True, False]
 
 
-@pytest.mark.parametrize("name", [
-    str(name) for name in timm.optim.list_optimizers() if absent(str(name)) is None
-])
+@pytest.mark.parametrize("name", [str(name) for name in timm.optim.list_optimizers() if absent(str(name)) is None])
 @pytest.mark.filterwarnings("ignore:It is highly recommended")
 def test_every_optimizer_of_timm_has_a_line_or_a_reason(name):
     optimizer = create_optimizer_v2([weight(8, 8)], name, lr=1e-3, weight_decay=0.0 if name in CAUTIOUS else 0.01)

@@ -5,25 +5,30 @@ import math
 import pytest
 
 from smdtrack.cli._recipe import DEFAULTS
-from smdtrack.theory.schedule import optimizer_of, pieces, rates
-from smdtrack.theory.transients import replay
+from smdtrack.planning.lr_schedule import optimizer_of, pieces
 from tests.theory.comparison import build
 from tests.theory.schedules import WINDOW
 from tests.theory.simulator import Simulation
 from tests.theory.test_transients import BETAS, RUNS, equilibrium_norm
+from tests.theory.trajectory import rates, replay
 
 EVERY = 10
 STEPS_PER_EPOCH = 100
 SCHEDULES = {
-    "cosine": {"sched": "cosine"}, "tanh": {"sched": "tanh"}, "step": {"sched": "step", "decay_epochs": 8},
-    "multistep": {"sched": "multistep", "decay_milestones": [8, 14]}, "poly": {"sched": "poly"},
-    "wsd": {"sched": "wsd"}, "two cycles": {"sched": "cosine", "lr_cycle_limit": 2, "epochs": 10},
+    "cosine": {"sched": "cosine"},
+    "tanh": {"sched": "tanh"},
+    "step": {"sched": "step", "decay_epochs": 8},
+    "multistep": {"sched": "multistep", "decay_milestones": [8, 14]},
+    "poly": {"sched": "poly"},
+    "wsd": {"sched": "wsd"},
+    "two cycles": {"sched": "cosine", "lr_cycle_limit": 2, "epochs": 10},
     "on updates": {"sched": "cosine", "sched_on_updates": True},
 }
 FAST = {("momentum", "cosine"), ("sgd", "multistep"), ("adamw", "two cycles")}
 ALL = [
     pytest.param(name, schedule, marks=() if (name, schedule) in FAST else pytest.mark.slow)
-    for name in ("momentum", "sgd", "adamw") for schedule in SCHEDULES
+    for name in ("momentum", "sgd", "adamw")
+    for schedule in SCHEDULES
 ]
 
 
@@ -31,8 +36,14 @@ ALL = [
 def test_the_runs_own_gradients_give_its_norm_and_angle(name, schedule):
     """Gradients that grow twofold over the run, and are seen at every tenth step only."""
     case = RUNS[name]
-    options = {**DEFAULTS, "epochs": 20, "warmup_epochs": 3, "warmup_lr": case.lr / 100, "min_lr": case.lr / 50,
-               **SCHEDULES[schedule]}
+    options = {
+        **DEFAULTS,
+        "epochs": 20,
+        "warmup_epochs": 3,
+        "warmup_lr": case.lr / 100,
+        "min_lr": case.lr / 50,
+        **SCHEDULES[schedule],
+    }
     dummy = optimizer_of(name, case.lr, case.weight_decay, (32, 32), {"momentum": 0.9, **case.arguments})
     learning_rates = list(rates(pieces(dummy, STEPS_PER_EPOCH, options)[0]))
 
@@ -48,9 +59,13 @@ def test_the_runs_own_gradients_give_its_norm_and_angle(name, schedule):
     family, group = simulation.family, simulation.group
     sampled = list(range(EVERY, len(learning_rates) + 1, EVERY))
     points = replay(
-        [family.line({**group, "lr": lr}, (32, 32)) for lr in learning_rates], sampled,
-        [math.sqrt(trace.gradient2[step - 1]) for step in sampled], start, coordinates=1024,
-        betas=BETAS if name == "adamw" else None)
+        [family.line({**group, "lr": lr}, (32, 32)) for lr in learning_rates],
+        sampled,
+        [math.sqrt(trace.gradient2[step - 1]) for step in sampled],
+        start,
+        coordinates=1024,
+        betas=BETAS if name == "adamw" else None,
+    )
     assert len(points) == len(learning_rates)
     tolerance = 0.06 if name == "adamw" else 0.03
     for step in range(0, len(points), 50):
@@ -58,7 +73,8 @@ def test_the_runs_own_gradients_give_its_norm_and_angle(name, schedule):
     for first in range(0, len(points) - WINDOW + 1, WINDOW):
         predicted = sum(point.angle**2 for point in points[first : first + WINDOW])
         assert math.sqrt(predicted) == pytest.approx(
-            math.sqrt(sum(trace.angle2[first : first + WINDOW])), rel=tolerance)
+            math.sqrt(sum(trace.angle2[first : first + WINDOW])), rel=tolerance
+        )
 
 
 def test_steps_and_gradients_must_match():

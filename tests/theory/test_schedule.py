@@ -7,7 +7,7 @@ import torch
 from timm.scheduler import create_scheduler
 
 from smdtrack.cli._recipe import DEFAULTS
-from smdtrack.theory.schedule import optimizer_of, pieces
+from smdtrack.planning.lr_schedule import optimizer_of, pieces
 
 STEPS = 7
 LR = 0.1
@@ -28,16 +28,31 @@ def as_train_py_does(options):
 
 
 @pytest.mark.parametrize("on_updates", [False, True])
-@pytest.mark.parametrize("changes", [
-    {"sched": "cosine"}, {"sched": "cosine", "lr_cycle_limit": 2, "cooldown_epochs": 3, "min_lr": 1e-3},
-    {"sched": "tanh", "lr_cycle_mul": 2.0, "lr_cycle_limit": 2}, {"sched": "step", "decay_epochs": 4.4},
-    {"sched": "multistep", "decay_milestones": [5, 9]}, {"sched": "poly", "lr_k_decay": 1.5, "decay_rate": 2.0},
-    {"sched": "wsd", "decay_epochs": 0.3}, {"sched": "rsqrt", "decay_epochs": 3}, {"sched": "constant"},
-    {"sched": "cosine", "warmup_prefix": True},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sched": "cosine"},
+        {"sched": "cosine", "lr_cycle_limit": 2, "cooldown_epochs": 3, "min_lr": 1e-3},
+        {"sched": "tanh", "lr_cycle_mul": 2.0, "lr_cycle_limit": 2},
+        {"sched": "step", "decay_epochs": 4.4},
+        {"sched": "multistep", "decay_milestones": [5, 9]},
+        {"sched": "poly", "lr_k_decay": 1.5, "decay_rate": 2.0},
+        {"sched": "wsd", "decay_epochs": 0.3},
+        {"sched": "rsqrt", "decay_epochs": 3},
+        {"sched": "constant"},
+        {"sched": "cosine", "warmup_prefix": True},
+    ],
+    ids=str,
+)
 def test_every_steps_rate_is_timms(changes, on_updates):
-    options = {**DEFAULTS, "epochs": 12, "warmup_epochs": 2, "decay_epochs": 4, "sched_on_updates": on_updates,
-               **changes}
+    options = {
+        **DEFAULTS,
+        "epochs": 12,
+        "warmup_epochs": 2,
+        "decay_epochs": 4,
+        "sched_on_updates": on_updates,
+        **changes,
+    }
     schedule, _ = pieces(optimizer_of("momentum", LR, 1e-4, (4, 4), {"momentum": 0.9}), STEPS, options)
     found = [piece.lr for piece in schedule for _ in range(piece.steps)]
     assert found == pytest.approx(as_train_py_does(options))

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from smdtrack.theory.transients import Leg, relax, trajectory
+from smdtrack.planning.relaxation import Leg, relax
 from tests.theory.cases import Case
 from tests.theory.comparison import build
 from tests.theory.schedules import SCHEDULES, WINDOW, windows
 from tests.theory.simulator import Simulation, angle_between, at_equilibrium
+from tests.theory.trajectory import trajectory
 
 STEPS = 3000
 BETAS = (0.9, 0.99)
@@ -22,7 +23,9 @@ RUNS = {
 FAST = {("momentum", "step"), ("sgd", "cosine"), ("adamw", "warm-up"), ("cadamw", "constant")}
 ALL = [
     pytest.param(name, schedule, off, marks=() if (name, schedule) in FAST and off > 1 else pytest.mark.slow)
-    for name in RUNS for schedule in SCHEDULES for off in (4.0, 0.25)
+    for name in RUNS
+    for schedule in SCHEDULES
+    for off in (4.0, 0.25)
 ]
 
 
@@ -49,8 +52,11 @@ def test_under_a_schedule_from_a_norm_four_times_off(name, schedule, off):
         return
     tolerance = 0.06 if name == "adamw" else 0.03
     lines = [simulation.family.line({**simulation.group, "lr": lr}, (32, 32)) for lr in rates]
-    points = list(trajectory(
-        lines, map(math.sqrt, trace.gradient2), start, coordinates=1024, betas=BETAS if name == "adamw" else None))
+    points = list(
+        trajectory(
+            lines, map(math.sqrt, trace.gradient2), start, coordinates=1024, betas=BETAS if name == "adamw" else None
+        )
+    )
     for step in range(0, STEPS, 50):
         assert points[step].norm == pytest.approx(math.sqrt(trace.norm2[step]), rel=tolerance)
     for first in range(WINDOW, STEPS - WINDOW, WINDOW):
@@ -71,8 +77,9 @@ def test_time_constant_is_the_rate_at_which_the_norm_comes_home(name, power, tol
     assert excess[1] / excess[0] == pytest.approx(math.exp(-1), rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["momentum", *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    "sgd", "adamw", "cadamw"))])
+@pytest.mark.parametrize(
+    "name", ["momentum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw", "cadamw"))]
+)
 def test_angles_over_many_steps(name):
     simulation = Simulation(build(RUNS[name]))
     at_equilibrium(simulation)
@@ -88,8 +95,10 @@ def test_angles_over_many_steps(name):
         assert measured == pytest.approx(line.lag_angle(lag), rel=0.03), lag
 
 
-@pytest.mark.parametrize(("k", "ratio"), [
-    pytest.param(4, 1.88, marks=pytest.mark.slow), (16, 3.14), pytest.param(64, 4.02, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("k", "ratio"),
+    [pytest.param(4, 1.88, marks=pytest.mark.slow), (16, 3.14), pytest.param(64, 4.02, marks=pytest.mark.slow)],
+)
 def test_k_small_steps_against_one_step_of_the_k_fold_batch_and_rate(k, ratio):
     """Linear scaling by simulation: batch B at lr against batch kB, whose noise is smaller by sqrt(k), at k lr."""
     lr, decay, steps = 2e-3, 2e-3, 2500

@@ -41,14 +41,21 @@ def weight(*shape):
     return torch.nn.Parameter(torch.randn(shape or (16, 16)))
 
 
-@pytest.mark.parametrize("build", [
-    lambda weights: Average(weights, lr=0.1, weight_decay=1e-2),
-    pytest.param(lambda weights: torch.optim.ASGD(weights, lr=0.1, weight_decay=1e-2), marks=pytest.mark.slow),
-    pytest.param(lambda weights: torch.optim.Muon(weights, lr=1e-3, weight_decay=0.5), marks=[
-        pytest.mark.slow,
-        pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"),
-    ]),
-], ids=["toy", "torch ASGD", "torch Muon"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda weights: Average(weights, lr=0.1, weight_decay=1e-2),
+        pytest.param(lambda weights: torch.optim.ASGD(weights, lr=0.1, weight_decay=1e-2), marks=pytest.mark.slow),
+        pytest.param(
+            lambda weights: torch.optim.Muon(weights, lr=1e-3, weight_decay=0.5),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"),
+            ],
+        ),
+    ],
+    ids=["toy", "torch ASGD", "torch Muon"],
+)
 def test_the_line_agrees_with_a_simulation(build):
     simulation = Simulation(build)
     assert not simulation.family.known
@@ -68,8 +75,7 @@ def test_it_is_measured_once_whatever_the_schedule(monkeypatch):
     twin = Average([weight()], lr=0.1, weight_decay=1e-2, beta=0.7)
     assert identify(twin).line(twin.param_groups[0], (16, 16)) == first
     twin.param_groups[0]["lr"] = 0.025
-    assert identify(twin).line(twin.param_groups[0], (16, 16)).angular_update == pytest.approx(
-        first.angular_update / 2)
+    assert identify(twin).line(twin.param_groups[0], (16, 16)).angular_update == pytest.approx(first.angular_update / 2)
 
 
 def test_the_line_follows_the_schedule_on_another_thread():

@@ -33,10 +33,18 @@ def test_an_average_remembers_as_much_as_heavy_ball_with_gain_one(beta):
     assert up.average(beta).memory == pytest.approx(up.heavy_ball(beta).memory, rel=1e-9)
 
 
-@pytest.mark.parametrize(("found", "expected"), [
-    (up.nesterov(0.9), 14.16), (up.nesterov_average(0.9), 14.16), (up.adan(0.98, 0.92), 61.19),
-    (up.mars(0.9, 0.025), 18.007), (up.lion(0.9, 0.99), 45.93), (up.lion(0.95, 0.98), 58.08), (up.white(), 1.0),
-])
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (up.nesterov(0.9), 14.16),
+        (up.nesterov_average(0.9), 14.16),
+        (up.adan(0.98, 0.92), 61.19),
+        (up.mars(0.9, 0.025), 18.007),
+        (up.lion(0.9, 0.99), 45.93),
+        (up.lion(0.95, 0.98), 58.08),
+        (up.white(), 1.0),
+    ],
+)
 def test_known_memories(found, expected):
     assert found.memory == pytest.approx(expected, rel=1e-3)
 
@@ -57,7 +65,8 @@ def test_linear_scaling_ratios_for_momentum():
 def test_heavy_ball_lag_has_its_closed_form(k):
     a = 0.9
     assert k * up.heavy_ball(a).memory_over(k) == pytest.approx(
-        k * (1 + a) / (1 - a) - 2 * a * (1 - a**k) / (1 - a) ** 2, rel=1e-9)
+        k * (1 + a) / (1 - a) - 2 * a * (1 - a**k) / (1 - a) ** 2, rel=1e-9
+    )
 
 
 def test_lookahead_agrees_with_a_filter_run_by_hand():

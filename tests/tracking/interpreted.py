@@ -1,6 +1,6 @@
 """Runs CUDA's bench on the CPU, its kernels by Triton's interpreter; prints what it measured beside float64 as JSON.
 
-    TRITON_INTERPRET=1 python -m tests.tracking.interpreted
+TRITON_INTERPRET=1 python -m tests.tracking.interpreted
 """
 
 import json
@@ -8,7 +8,7 @@ import json
 import torch
 from torch import Tensor
 
-from smdtrack.tracking.sums.fused import FusedBench
+from smdtrack.tracking.measure.backends.triton_backend import TritonBackend
 
 
 def weights(dtype: torch.dtype) -> list[Tensor]:
@@ -29,7 +29,7 @@ def case(dtype: torch.dtype, gradient_dtype: torch.dtype, scale: float | None, l
         return {column: torch.randn(shape).to(gradient_dtype) * (scale or 1) for column, shape in given.items()}
 
     gradients, vectors = others(1), others(2)
-    bench = FusedBench()
+    bench = TritonBackend()
     measured, expected = [], []
     for _ in range(2):  # the second time with the plan of the first, and other numbers in the copies
         bench.begin(now, {} if late else gradients, None if scale is None else torch.tensor(scale))

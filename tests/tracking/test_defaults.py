@@ -21,15 +21,20 @@ from smdtrack.theory import calibration, identify
 
 def network() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
         nn.Linear(8, 5),
-    )  # fmt: skip
+    )
 
 
 def trained(opt: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, folder: Path) -> Run:
     optimizer = create_optimizer_v2(model, opt, lr=0.05, weight_decay=0.1)
-    with smdtrack.watch(model, optimizer, example_input=images, every=1, lags=[2], sinks=["local"],
-                        folder=str(folder)) as tracker:  # fmt: skip
+    with smdtrack.watch(
+        model, optimizer, example_input=images, every=1, lags=[2], sinks=["local"], folder=str(folder)
+    ) as tracker:
         for _ in range(8):
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()

@@ -18,10 +18,10 @@ from smdtrack.record.store import LocalStore
 from smdtrack.sinks import writer as writer_module
 from smdtrack.sinks.memory import MemorySink
 from smdtrack.theory import Family
-from smdtrack.tracking import sums
-from smdtrack.tracking.assembly import Assembler
-from smdtrack.tracking.probe import Probe
-from smdtrack.tracking.tracker import Tracker
+from smdtrack.tracking.attach.tracker import Tracker
+from smdtrack.tracking.interpret.sample_builder import SampleBuilder
+from smdtrack.tracking.measure import backends
+from smdtrack.tracking.measure.probe import Probe
 from tests.tracking.test_tracker import sgd, tiny, train
 from tests.tracking.witness import assert_same_bits, everything, seed_everything
 
@@ -94,7 +94,7 @@ def test_the_probe(part: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums.CpuBench, "end", raising)
+    monkeypatch.setattr(backends.CpuBackend, "end", raising)
     assert_one_warning_and_the_same_bits("measuring stopped at step 1 (Broken: injected); training goes on")
 
 
@@ -110,28 +110,28 @@ def test_the_state_factors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_assembly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Assembler, "_sample", after(3, Assembler._sample))
+    monkeypatch.setattr(SampleBuilder, "_sample", after(3, SampleBuilder._sample))
     tracker = assert_one_warning_and_the_same_bits("a sample could not be put together")
     assert read_run(tracker.folder).steps.tolist() == [1, 2, 3]
 
 
 def test_a_queue_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "CAPACITY", 1)
-    original = Assembler._sample
+    original = SampleBuilder._sample
 
-    def slow(self: Assembler, measurement: Any) -> Any:
+    def slow(self: SampleBuilder, measurement: Any) -> Any:
         import time
 
         time.sleep(0.5)
         return original(self, measurement)
 
-    monkeypatch.setattr(Assembler, "_sample", slow)
+    monkeypatch.setattr(SampleBuilder, "_sample", slow)
     tracker = assert_one_warning_and_the_same_bits("samples were dropped")
     assert 0 < len(read_run(tracker.folder).steps) < STEPS
 
 
 def test_the_writer_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smdtrack.tracking.tracker.Writer", raising)
+    monkeypatch.setattr("smdtrack.tracking.attach.tracker.Writer", raising)
     assert_one_warning_and_the_same_bits("measuring stopped at step 1")
 
 
@@ -185,7 +185,7 @@ def test_the_queue_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smdtrack.tracking.resume.SavedState.write", raising)
+    monkeypatch.setattr("smdtrack.tracking.attach.resume.SavedState.write", raising)
 
     def final_with_a_checkpoint(watched: bool) -> tuple[dict[str, Any], list[str]]:
         seed_everything(4)

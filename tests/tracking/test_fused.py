@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import smdtrack
 from smdtrack.record import read_run
-from smdtrack.tracking import sums
-from smdtrack.tracking.probe import Probe
+from smdtrack.tracking.measure import backends
+from smdtrack.tracking.measure.probe import Probe
 from tests.tracking.test_launches import weights_of
 from tests.tracking.witness import Witness
 
@@ -30,9 +30,13 @@ triton = pytest.importorskip("triton")
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.tracking.interpreted"], cwd=ROOT, check=True, capture_output=True, text=True,
+        [sys.executable, "-m", "tests.tracking.interpreted"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     found: dict[str, Any] = json.loads(result.stdout)
     return found
 
@@ -46,14 +50,18 @@ def test_the_kernels_sum_as_float64_does(case: str, interpreted: dict[str, Any])
 @pytest.mark.parametrize("capability", [75, 90])
 @pytest.mark.parametrize(("weight", "vector"), [("float32", "float32"), ("bfloat16", "float32")])
 def test_the_kernels_compile(
-        capability: int, weight: str, vector: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capability: int,
+    weight: str,
+    vector: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from triton import language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from smdtrack.tracking.sums import kernels
+    from smdtrack.tracking.measure.backends import kernels
 
     types = dict.fromkeys(("programs", "chunks", "addresses", "elements", "bounds"), "*i64")
     types |= {"sums": "*fp64", "table": "*fp64", "tensors": "i32", "all_chunks": "i32"}
@@ -69,20 +77,20 @@ def test_the_kernels_compile(
 
 
 def test_where_triton_does_not_work_foreach_kernels_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smdtrack.tracking.sums import fused
+    from smdtrack.tracking.measure.backends import fused
 
     def no_compiler(*args: Any) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(fused.FusedBench, "begin", no_compiler)
+    monkeypatch.setattr(fused.TritonBackend, "begin", no_compiler)
     fused.works_on.cache_clear()
-    # No GPU is asked for anything: the bench of one fails before it would be.
-    assert isinstance(sums.bench_for(torch.device("cuda")), sums.ForeachBench)
+    # No GPU is asked for anything: the backend of one fails before it would be.
+    assert isinstance(backends.backend_for(torch.device("cuda")), backends.ForeachBackend)
     fused.works_on.cache_clear()
 
 
 def test_where_the_sums_are_wrong_foreach_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smdtrack.tracking.sums import fused
+    from smdtrack.tracking.measure.backends import fused
 
     class Exact:
         factor = 1.0
@@ -95,7 +103,7 @@ def test_where_the_sums_are_wrong_foreach_kernels_are_taken(monkeypatch: pytest.
             pairs = ((w, w), (w, g), (g, g), (w, d), (d, d), (d, v))
             return self.factor * torch.stack([(a * b).sum() for a, b in pairs]).view(6, 1)
 
-    monkeypatch.setattr(fused, "FusedBench", Exact)
+    monkeypatch.setattr(fused, "TritonBackend", Exact)
     for factor, works in ((1.0, True), (1 + 1e-6, False)):
         monkeypatch.setattr(Exact, "factor", factor)
         fused.works_on.cache_clear()
@@ -114,15 +122,15 @@ def cuda() -> torch.device:
 
 
 @pytest.fixture(params=["fused", "foreach"])
-def bench(request: pytest.FixtureRequest, cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which bench the GPU has; the fused one must have passed its own check."""
+def backend(request: pytest.FixtureRequest, cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which backend the GPU has; the fused one must have passed its own check."""
     if request.param == "foreach":
-        monkeypatch.setattr(sums, "bench_for", lambda device: sums.ForeachBench())
+        monkeypatch.setattr(backends, "backend_for", lambda device: backends.ForeachBackend())
     else:
-        from smdtrack.tracking.sums import fused
+        from smdtrack.tracking.measure.backends import fused
 
         assert fused.works_on(cuda)
-        assert isinstance(sums.bench_for(cuda), fused.FusedBench)
+        assert isinstance(backends.backend_for(cuda), fused.TritonBackend)
     name: str = request.param
     return name
 
@@ -139,7 +147,7 @@ def without_waiting(work: Callable[[], Any]) -> Any:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu_the_sums_are_float64_s(dtype: torch.dtype, bench: str, cuda: torch.device) -> None:
+def test_on_a_gpu_the_sums_are_float64_s(dtype: torch.dtype, backend: str, cuda: torch.device) -> None:
     shapes = [(512, 512, 3, 3), (64, 3, 7, 7), (1000, 2048), (5,)]
     before = {column: torch.randn(shape, device=cuda).to(dtype) for column, shape in enumerate(shapes)}
     before[0] = before[0].to(memory_format=torch.channels_last)
@@ -160,7 +168,7 @@ def test_on_a_gpu_the_sums_are_float64_s(dtype: torch.dtype, bench: str, cuda: t
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_kernels_are_as_many_for_a_hundred_weights_as_for_ten(bench: str, cuda: torch.device) -> None:
+def test_on_a_gpu_kernels_are_as_many_for_a_hundred_weights_as_for_ten(backend: str, cuda: torch.device) -> None:
     def kernels(count: int) -> int:
         given = [{c: x.to(cuda) for c, x in tensors.items()} for tensors in weights_of(count)]
         weights, gradients, changed, vectors = given
@@ -177,7 +185,7 @@ def test_on_a_gpu_kernels_are_as_many_for_a_hundred_weights_as_for_ten(bench: st
         return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
 
     few, many = kernels(10), kernels(100)
-    if bench == "fused":
+    if backend == "fused":
         assert few == many == 4
     else:
         # Torch's own limit of tensors a kernel makes a few more.
@@ -200,13 +208,19 @@ def test_on_a_gpu_one_copy_of_the_weights_is_held(cuda: torch.device) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_no_step_waits_and_the_numbers_are_float64_s(bench: str, cuda: torch.device, tmp_path: Path) -> None:
+def test_on_a_gpu_no_step_waits_and_the_numbers_are_float64_s(backend: str, cuda: torch.device, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
-    ).to(cuda, memory_format=torch.channels_last)  # fmt: skip
+        nn.Conv2d(3, 16, 3, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    ).to(cuda, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=True)
     witness = Witness(model, optimizer)
     tracker = smdtrack.watch(model, optimizer, every=2, sinks=["local"], folder=str(tmp_path), lags=[2])

@@ -10,12 +10,29 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smdtrack.tracking import sums
-from smdtrack.tracking.probe import Probe
+from smdtrack.tracking.measure import backends
+from smdtrack.tracking.measure.probe import Probe
 
 #: What makes views and rooms: no kernel is launched for it.
-FREE = {"detach", "view", "_unsafe_view", "select", "slice", "as_strided", "empty", "empty_like", "unbind", "alias",
-        "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "new_empty"}  # fmt: skip
+FREE = {
+    "detach",
+    "view",
+    "_unsafe_view",
+    "select",
+    "slice",
+    "as_strided",
+    "empty",
+    "empty_like",
+    "unbind",
+    "alias",
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "new_empty",
+}
 
 
 class Launches(TorchDispatchMode):
@@ -50,7 +67,7 @@ def weights_of(count: int, dtype: torch.dtype = torch.float32) -> tuple[dict[int
 
 
 def launches(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Launches:
-    monkeypatch.setattr(sums, "bench_for", lambda device: sums.ForeachBench())
+    monkeypatch.setattr(backends, "backend_for", lambda device: backends.ForeachBackend())
     weights, gradients, changed, vectors = weights_of(count, dtype)
     probe = Probe(count)
     with Launches() as seen:
@@ -61,7 +78,8 @@ def launches(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_kernels_are_as_many_for_a_hundred_weights_as_for_ten(
-        dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few, many = (launches(count, dtype, monkeypatch) for count in (10, 100))
     assert many.counts == few.counts
@@ -98,10 +116,10 @@ def test_the_cpu_s_bench_holds_one_copy_of_the_weights() -> None:
 
 
 def test_fused_kernels_hold_one_copy_and_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "bench_for", lambda device: sums.ForeachBench())
+    monkeypatch.setattr(backends, "backend_for", lambda device: backends.ForeachBackend())
     weights, gradients, changed = large(), large(), large()
     size = sum(weight.nbytes for weight in weights.values())
-    monkeypatch.setattr("smdtrack.tracking.sums.foreach.BATCH", 1)
+    monkeypatch.setattr("smdtrack.tracking.measure.backends.foreach_backend.BATCH", 1)
     probe = Probe(3)
     with Launches() as seen:
         probe.begin(weights, gradients)

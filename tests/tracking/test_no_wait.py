@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from smdtrack.tracking import sums
-from smdtrack.tracking.measuring import Measurer
+from smdtrack.tracking.measure import backends
+from smdtrack.tracking.measure.step_measurer import StepMeasurer
 from tests.tracking.test_launches import FREE
 
 ASK = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "repeat_interleave"}
@@ -77,7 +77,7 @@ class Event:
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(sums, "bench_for", lambda device: sums.ForeachBench())
+    monkeypatch.setattr(backends, "backend_for", lambda device: backends.ForeachBackend())
     with FakeTensorMode():
         yield
 
@@ -132,7 +132,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-3, weight_decay=1e-4, lr_decay=0.1),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, weight_decay=1e-4, centered=True),
     "rmsprop_tf": lambda p: timm.optim.RMSpropTF(p, lr=1e-3, weight_decay=1e-4),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
@@ -140,7 +140,7 @@ def test_no_sampled_step_waits_and_kernels_are_for_many_weights(make: Callable[[
     model, weights, norms = resnet()
     optimizer = make(model.parameters())
     optimizer.step()
-    measurer = Measurer(optimizer, weights, norms, lags=[2], reduce=None)
+    measurer = StepMeasurer(optimizer, weights, norms, lags=[2], reduce=None)
     measurer.prepare()
     if optimizer.defaults.get("capturable"):
         optimizer.param_groups[0]["lr"] = torch.full((), 1e-3, device=CUDA)

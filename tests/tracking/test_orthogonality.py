@@ -66,8 +66,11 @@ def tracked(
             norm.momentum = momentum
         model(torch.randn(16, 3, size, size))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01 * shrink**2, momentum=0.9)
-    pairs = {w.name: w.norm for w in smdtrack.audit(model, torch.randn(4, 3, size, size)).weights
-             if w.verdict == "invariant" and w.norm and len(w.shape) > 1}  # fmt: skip
+    pairs = {
+        w.name: w.norm
+        for w in smdtrack.audit(model, torch.randn(4, 3, size, size)).weights
+        if w.verdict == "invariant" and w.norm and len(w.shape) > 1
+    }
     reference = Reference(model, pairs, optimizer)
     example = torch.randn(4, 3, size, size)
     with watched(model, optimizer, folder, every, example) as tracker:
@@ -117,10 +120,16 @@ def test_it_is_recovered_on_samples_that_lie_apart(tmp_path: Path) -> None:
 
 def small(momentum: float | None = 0.1, eps: float = 0.05) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8, eps=eps, momentum=momentum), nn.ReLU(),
-        nn.Conv2d(8, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12, eps=eps, momentum=momentum), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8, eps=eps, momentum=momentum),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, bias=False),
+        nn.BatchNorm2d(12, eps=eps, momentum=momentum),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
 
 
 def watched(

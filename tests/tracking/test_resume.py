@@ -12,7 +12,7 @@ from torch import nn
 import smdtrack
 from smdtrack.record import read_run
 from smdtrack.sinks.memory import MemorySink
-from smdtrack.tracking.discovery import steps_taken
+from smdtrack.tracking.attach.model_discovery import steps_taken
 from tests.tracking.test_tracker import sgd, tiny, train
 from tests.tracking.witness import seed_everything
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from smdtrack.geometry import angle_from_moments
-from smdtrack.tracking import sums
-from smdtrack.tracking.sums import compiling, native, threads
+from smdtrack.tracking.measure import backends
+from smdtrack.tracking.measure.backends import compile_passes as compiling
+from smdtrack.tracking.measure.backends import compiled_passes as native
+from smdtrack.tracking.measure.backends import threads
 from tests.tracking.witness import chord_angle
 
 BENCHES = ["compiled", "numpy", "foreach"]
@@ -31,16 +33,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A class of benches, by the name of its way."""
     if request.param == "foreach":
-        yield sums.ForeachBench
+        yield backends.ForeachBackend
         return
     path = request.getfixturevalue("compiled") if request.param == "compiled" else Path("nowhere.so")
     monkeypatch.setattr(native, "library_path", lambda: path)
     native.library.cache_clear()
     assert (native.library() is None) == (request.param == "numpy")
-    yield sums.CpuBench
+    yield backends.CpuBackend
     native.library.cache_clear()
 
 
@@ -53,77 +55,84 @@ def stepped(shape: tuple[int, ...], angle: float, shrinkage: float, seed: int = 
     return before, after, gradient
 
 
-def measured(bench: Any, before: Tensor, after: Tensor, gradient: Tensor, scale: Tensor | None = None) -> list[float]:
+def measured(backend: Any, before: Tensor, after: Tensor, gradient: Tensor, scale: Tensor | None = None) -> list[float]:
     weight = before.clone(memory_format=torch.preserve_format)
     with torch.no_grad():
-        bench.begin({4: weight}, {4: gradient}, scale)
+        backend.begin({4: weight}, {4: gradient}, scale)
         weight.copy_(after)
-        return [float(row[0]) for row in bench.end({4: weight}, {})][:5]
+        return [float(row[0]) for row in backend.end({4: weight}, {})][:5]
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("angle", "shrinkage"), [(0.3, 0.1), (1e-2, 1e-4), (1e-4, 0.0), (1e-4, 1e-2)])
 def test_the_angle_is_within_a_millionth_of_float64(
-    bench: Any, shape: tuple[int, ...], angle: float, shrinkage: float
+    backend: Any, shape: tuple[int, ...], angle: float, shrinkage: float
 ) -> None:
     before, after, gradient = stepped(shape, angle, shrinkage)
-    row = measured(bench(), before, after, gradient)
+    row = measured(backend(), before, after, gradient)
     moments = [torch.tensor(row[index], dtype=torch.float64) for index in (0, 3, 4)]
     assert float(angle_from_moments(*moments)) == pytest.approx(chord_angle(before.double(), after.double()), rel=1e-6)
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_all_five_sums(bench: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_all_five_sums(backend: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     before, after, gradient = (tensor.to(dtype) for tensor in stepped(shape, 0.1, 0.01))
     w, g, d = before.double(), gradient.double(), after.double() - before.double()
     size = float(w.norm() * g.norm())
-    expected = [float(w.square().sum()), float((w * g).sum()), float(g.square().sum()), float((w * d).sum()),
-                float(d.square().sum())]  # fmt: skip
-    row = measured(bench(), before, after, gradient)
+    expected = [
+        float(w.square().sum()),
+        float((w * g).sum()),
+        float(g.square().sum()),
+        float((w * d).sum()),
+        float(d.square().sum()),
+    ]
+    row = measured(backend(), before, after, gradient)
     np.testing.assert_allclose(row[:1] + row[2:], expected[:1] + expected[2:], rtol=2e-6)
     assert row[1] == pytest.approx(expected[1], abs=1e-6 * size)
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
-def test_layouts_that_differ_from_one_another(bench: Any) -> None:
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+def test_layouts_that_differ_from_one_another(backend: Any) -> None:
     before, after, gradient = stepped((20, 30, 7, 5), 0.1, 0.0)
-    plain = measured(bench(), before, after, gradient)
+    plain = measured(backend(), before, after, gradient)
     last = torch.channels_last
     for layouts in ((last, last), (last, torch.contiguous_format), (torch.contiguous_format, last)):
-        row = measured(bench(), before.to(memory_format=layouts[0]), after, gradient.to(memory_format=layouts[1]))
+        row = measured(backend(), before.to(memory_format=layouts[0]), after, gradient.to(memory_format=layouts[1]))
         np.testing.assert_allclose(row, plain, rtol=1e-6, atol=1e-8 * plain[0])
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
-def test_a_loss_scale_is_divided_out(bench: Any) -> None:
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+def test_a_loss_scale_is_divided_out(backend: Any) -> None:
     before, after, gradient = stepped((20, 30), 0.1, 0.0)
-    plain = measured(bench(), before, after, gradient)
-    np.testing.assert_allclose(measured(bench(), before, after, gradient * 512, torch.tensor(512.0)), plain, rtol=1e-6)
+    plain = measured(backend(), before, after, gradient)
+    np.testing.assert_allclose(
+        measured(backend(), before, after, gradient * 512, torch.tensor(512.0)), plain, rtol=1e-6
+    )
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
-def test_a_weight_without_a_gradient_has_zeros_and_one_that_did_not_move_turned_by_zero(bench: Any) -> None:
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+def test_a_weight_without_a_gradient_has_zeros_and_one_that_did_not_move_turned_by_zero(backend: Any) -> None:
     weight = torch.randn(40, 50)
-    one = bench()
+    one = backend()
     with torch.no_grad():
         one.begin({0: weight}, {}, None)
         row = [float(cells[0]) for cells in one.end({0: weight}, {})]
     assert row[1:] == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.0], abs=1e-10 * row[0])
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_change_along_vectors(bench: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
+def test_the_change_along_vectors(backend: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Several weights, one of them without a vector; the vectors in a layout of their own, or in the weights'."""
     shapes = [(64, 64, 3, 3), (8, 3, 5, 5), (30, 20, 1, 1), (7, 5, 3, 3)]
     before = {column: torch.randn(shape).to(dtype) for column, shape in enumerate(shapes)}
     after = {column: (weight + 0.01 * torch.randn_like(weight)) for column, weight in before.items()}
     vectors = {column: torch.randn_like(before[column]).to(memory_format=layout) for column in (0, 1, 3)}
-    one = bench()
+    one = backend()
     with torch.no_grad():
         one.begin(before, {2: before[2]}, None)
         table = one.end(after, vectors)
@@ -138,11 +147,11 @@ def test_the_change_along_vectors(bench: Any, dtype: torch.dtype, layout: torch.
     assert table[1].tolist() == pytest.approx([0, 0, float(before[2].double().square().sum()), 0], rel=1e-6)
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
-def test_gradients_that_come_later(bench: Any) -> None:
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+def test_gradients_that_come_later(backend: Any) -> None:
     before, after, gradient = stepped((50, 40), 0.1, 0.0)
-    expected = measured(bench(), before, after, gradient)
-    one = bench()
+    expected = measured(backend(), before, after, gradient)
+    one = backend()
     with torch.no_grad():
         one.begin({4: before}, {}, None)
         one.read_gradients({4: gradient})
@@ -150,13 +159,13 @@ def test_gradients_that_come_later(bench: Any) -> None:
     np.testing.assert_allclose(found[:5, 0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bench", BENCHES, indirect=True)
-def test_weights_that_are_no_dense_part_of_memory(bench: Any) -> None:
+@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+def test_weights_that_are_no_dense_part_of_memory(backend: Any) -> None:
     before, after, gradient = stepped((40, 60), 0.1, 0.01)
-    expected = measured(bench(), before, after, gradient)
+    expected = measured(backend(), before, after, gradient)
     room = torch.zeros(40, 100)
     weight = room[:, 20:80]
-    one = bench()
+    one = backend()
     with torch.no_grad():
         weight.copy_(before)
         one.begin({4: weight}, {4: gradient}, None)
@@ -178,8 +187,9 @@ def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path
                 count = np.array([size], dtype=np.int64)
                 at = [np.array([0 if x is None else x.ctypes.data], dtype=np.uint64) for x in (w, vector, copy, now)]
                 for function, first, sums_there in (
-                    (library.smdtrack_begin, at[0], table[0]), (library.smdtrack_end, at[3], table[1])
-                ):  # fmt: skip
+                    (library.smdtrack_begin, at[0], table[0]),
+                    (library.smdtrack_end, at[3], table[1]),
+                ):
                     places = (count, first, at[1], at[2], sums_there)
                     function(ctypes.byref(native.Job(1, *(array.ctypes.data for array in places), 0)))
                 x, d = w.astype(float), now.astype(float) - w.astype(float)
@@ -203,9 +213,9 @@ def test_several_threads_sum_to_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     tables = []
     for count in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        bench = sums.CpuBench()
-        bench.begin(weights, gradients, None)
-        tables.append(bench.end(changed, gradients))
+        backend = backends.CpuBackend()
+        backend.begin(weights, gradients, None)
+        tables.append(backend.end(changed, gradients))
     assert torch.equal(*tables)
 
 
@@ -219,9 +229,9 @@ def test_pieces_of_tensors_add_up_to_the_whole(count: int, compiled: Path, monke
     weights = {column: torch.randn(size) for column, size in enumerate((0, 1, 999, 1000, 1001, 25_017))}
     gradients = {column: torch.randn_like(weight) for column, weight in weights.items() if column != 4}
     changed = {column: weight + 0.01 * torch.randn_like(weight) for column, weight in weights.items()}
-    bench = sums.CpuBench()
-    bench.begin(weights, gradients, None)
-    table = bench.end(changed, gradients)
+    backend = backends.CpuBackend()
+    backend.begin(weights, gradients, None)
+    table = backend.end(changed, gradients)
     native.library.cache_clear()
     for column, weight in weights.items():
         w, g = weight.double(), gradients.get(column, torch.zeros_like(weight)).double()

@@ -20,10 +20,16 @@ from tests.tracking.witness import Witness, assert_same_bits, everything, seed_e
 def tiny() -> nn.Module:
     """Two convolutions under batch norm, a linear head: the audit of it takes a moment."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, size: int = 12, classes: int = 5) -> None:
@@ -84,8 +90,10 @@ def test_angle_norm_and_gradient_equal_float64(real: tuple[Witness, smdtrack.Tra
     assert run.steps.tolist() == list(range(1, 31))
     for weight in run.info.weights:
         for family, reference in (
-            ("angle", witness.angle), ("norm", witness.norm), ("grad", witness.effective_gradient)
-        ):  # fmt: skip
+            ("angle", witness.angle),
+            ("norm", witness.norm),
+            ("grad", witness.effective_gradient),
+        ):
             steps, values = run.series(f"{family}/{weight.key}")
             expected = [reference(weight.name, step) for step in steps.tolist()]
             np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-12, err_msg=f"{family} {weight.key}")

@@ -1,0 +1,172 @@
+"""Inputs for the audit: what a model takes, and random batches of it."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smdtrack.notices import SmdtrackError
+
+BATCH = 4
+SIZES = (96, 64, 32, 28, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A kind of input from which random batches are drawn.
+
+    Attributes:
+        args: Examples of the positional arguments; tensors are re-drawn, anything else is passed on as it is.
+        kwargs: Examples of the keyword arguments.
+        input_size: Shape of the first tensor without its batch dimension.
+        found: Whether the size was found by trying, and may be changed.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    input_size: tuple[int, ...] | None
+    found: bool = False
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Draws one batch of four."""
+        args = tuple(_redraw(value, generator, device) for value in self.args)
+        return args, {key: _redraw(value, generator, device) for key, value in self.kwargs.items()}
+
+
+def _redraw(value: Any, generator: torch.Generator, device: torch.device) -> Any:
+    """A fresh random value like the example: normal, uniform if never negative, integers among those in the example."""
+    if isinstance(value, Tensor):
+        if value.dim() == 0:
+            return value.detach().to(device, torch.float64 if value.is_floating_point() else value.dtype)
+        shape = (BATCH, *value.shape[1:])
+        if value.is_floating_point():
+            if value.is_meta or value.numel() == 0 or bool(value.min() < 0):
+                return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
+            top = float(value.max()) or 1.0
+            return top * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
+        if value.is_complex() or value.numel() == 0:
+            return value.detach().to(device)
+        pool = value.detach().flatten().cpu()
+        count = torch.Size(shape).numel()
+        return pool[torch.randint(len(pool), (count,), generator=generator, device="cpu")].view(shape).to(device)
+    if isinstance(value, Mapping):
+        return {key: _redraw(item, generator, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(_redraw(item, generator, device) for item in value)
+    return value
+
+
+def feed_of_example(example: Any) -> Feed:
+    """The feed for an example that the user gave: a tensor, a tuple of positional or a dict of keyword arguments."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example, Mapping):
+        kwargs = dict(example)
+    else:
+        args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if first is None:
+        raise SmdtrackError(
+            f"example_input is {type(example).__name__} without a tensor; "
+            "give a tensor, a tuple of positional arguments or a dict of keyword arguments"
+        )
+    return Feed(args, kwargs, tuple(first.shape[1:]))
+
+
+def feed_of_size(size: Sequence[int], *, found: bool = False) -> Feed:
+    """The feed of random tensors of one size, without the batch dimension.
+
+    Raises:
+        SmdtrackError: The size is not a sequence of positive integers.
+    """
+    shape = tuple(size)
+    if not shape or not all(isinstance(extent, int) and extent > 0 for extent in shape):
+        raise SmdtrackError(f"input_size {size!r} is not a sequence of positive integers such as (3, 96, 96)")
+    return Feed((torch.empty((BATCH, *shape), device="meta"),), {}, shape, found)
+
+
+def _pretrained_config(model: nn.Module) -> Mapping[str, Any]:
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if config is not None and not isinstance(config, Mapping):
+        config = getattr(config, "__dict__", {})
+    return config or {}
+
+
+def _channel_choices(model: nn.Module, configured: int | None) -> list[int]:
+    """Input channels to try: of the module that timm calls the first convolution, of the first one found, 3, 1."""
+    names = _pretrained_config(model).get("first_conv") or ()
+    modules = dict(model.named_modules())
+    names = (names,) if isinstance(names, str) else tuple(names)
+    choices = [getattr(modules.get(name), "in_channels", None) for name in names]
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None:
+        choices.append(first.in_channels)
+    choices += [getattr(model, "in_chans", None), configured, 3, 1]
+    order: list[int] = []
+    for choice in choices:
+        if isinstance(choice, int) and choice not in order:
+            order.append(choice)
+    return order
+
+
+def _size_choices(model: nn.Module) -> list[tuple[int, int]]:
+    """Heights and widths to try, the most promising first."""
+    config = _pretrained_config(model)
+    own = config.get("input_size")
+    choices: list[tuple[int, int]] = []
+    for module in (model, getattr(model, "patch_embed", None)):
+        fixed = getattr(module, "img_size", None)
+        if isinstance(fixed, int):
+            choices.append((fixed, fixed))
+        elif isinstance(fixed, (tuple, list)) and len(fixed) == 2:
+            choices.append((int(fixed[0]), int(fixed[1])))
+    if own and config.get("fixed_input_size"):
+        choices.append((own[1], own[2]))
+    reductions = [
+        stage.get("reduction", 0) for stage in getattr(model, "feature_info", None) or () if isinstance(stage, Mapping)
+    ]
+    if reductions and max(reductions) > 32:
+        choices.append((3 * max(reductions), 3 * max(reductions)))
+    choices += [(96, 96)]
+    if own:
+        choices.append((own[1], own[2]))
+    choices += [(size, size) for size in SIZES]
+    return list(dict.fromkeys(choices))
+
+
+def candidate_feeds(model: nn.Module) -> Iterator[Feed]:
+    """Inputs that the model might take, when nobody said which."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    first = next((module for module in model.modules() if isinstance(module, kinds)), None)
+    if isinstance(first, nn.Linear) and not _pretrained_config(model):
+        yield feed_of_size((first.in_features,), found=True)
+        yield feed_of_size((9, first.in_features), found=True)
+    if isinstance(first, (nn.Conv1d, nn.Conv3d)):
+        spatial = 1 if isinstance(first, nn.Conv1d) else 3
+        for length in (32, 16, 64, 96):
+            yield feed_of_size((first.in_channels, *(length,) * spatial), found=True)
+    if _pretrained_config(model) or isinstance(first, nn.Conv2d):
+        own = _pretrained_config(model).get("input_size")
+        for index, channels in enumerate(_channel_choices(model, own[0] if own else None)):
+            for size in _size_choices(model) if index == 0 else _size_choices(model)[:4]:
+                yield feed_of_size((channels, *size), found=True)
+
+
+def larger(feed: Feed) -> Feed | None:
+    """The same kind of input at twice the size, where the size was found by trying."""
+    if not feed.found or feed.input_size is None or len(feed.input_size) != 3 or feed.input_size[1] > 256:
+        return None
+    channels, height, width = feed.input_size
+    return feed_of_size((channels, 2 * height, 2 * width), found=True)
+
+
+def reseed(seed: int) -> None:
+    """Makes what noise is left in a model the same in every forward pass."""
+    import numpy
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)

@@ -1,0 +1,160 @@
+"""A private float64 copy of a model, made so that neither the copying nor its use can be felt by the original."""
+
+import copy
+from collections import OrderedDict
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from smdtrack.notices import SmdtrackError
+
+NO_EPS = 1e-20
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint")
+_EPS_NAMES = ("eps", "epsilon", "norm_eps", "layer_norm_eps")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Strips the wrappers of `torch.compile`, DataParallel and DistributedDataParallel.
+
+    Raises:
+        SmdtrackError: The model is scripted, or its parameters are sharded over processes.
+    """
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = cast(nn.Module, model._orig_mod)
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            break
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SmdtrackError(f"{type(model).__name__} is a scripted module; audit the module that it was scripted from")
+    if type(model).__name__ == "FullyShardedDataParallel" or any(
+        type(parameter).__name__ == "DTensor" for parameter in model.parameters()
+    ):
+        raise SmdtrackError("the parameters are sharded over processes; audit the model before it is sharded")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SmdtrackError("the model is on the meta device, its parameters have no values; move it to a real device")
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise SmdtrackError("the model has lazy parameters; run one forward pass before the audit")
+    return model
+
+
+def _converted(tensor: Tensor, device: torch.device) -> Tensor:
+    """A detached copy on `device`, in float64 where it is floating."""
+    if tensor.is_meta:
+        return tensor.detach()
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    if tensor.is_complex():
+        dtype = torch.complex128
+    return tensor.detach().to(device=device, dtype=dtype, copy=True)
+
+
+def private_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, dict[int, nn.Parameter]]:
+    """Copies a model to float64 without its hooks.
+
+    The tensors are put into `deepcopy`'s memo beforehand: float32 duplicates never exist, tied weights stay tied, and
+    tensors with a history (`weight_norm` leaves one behind) do not stop it. Hooks are left behind, except those with
+    which torch itself re-parametrises a weight.
+
+    Returns:
+        The copy, and its parameters by the `id` of the parameters that they were copied from.
+
+    Raises:
+        SmdtrackError: An attribute of the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for key in _HOOKS:
+            store = module.__dict__.get(key)
+            # Empty ones too: thousands of dicts that deepcopy need not look into.
+            if store is not None:
+                memo[id(store)] = OrderedDict(
+                    (handle, copy.deepcopy(hook, {}))
+                    for handle, hook in store.items()
+                    if type(hook).__module__.startswith("torch.nn.utils")
+                )
+        if module.__dict__.get("_compiled_call_impl") is not None:
+            memo[id(module.__dict__["_compiled_call_impl"])] = None
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in parameters:
+                floating = parameter.is_floating_point() or parameter.is_complex()
+                fresh = nn.Parameter(_converted(parameter, device), requires_grad=floating)
+                memo[id(parameter)] = parameters[id(parameter)] = fresh
+        for buffer in module.buffers(recurse=False):
+            memo[id(buffer)] = _converted(buffer, device)
+        for value in module.__dict__.values():
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = _converted(value, device)
+    for module in reversed(list(model.modules())):
+        if isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            memo[id(module)] = copy.deepcopy(module._orig_mod, memo)
+    try:
+        duplicate = copy.deepcopy(model, memo)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SmdtrackError(f"cannot copy {type(model).__name__} for the audit: {reason}") from error
+    return duplicate, parameters
+
+
+class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over this process's batch; what follows it in timm's `SyncBatchNormAct` stays."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        for follower in ("drop", "act"):
+            module = getattr(self, follower, None)
+            if isinstance(module, nn.Module):
+                output = module(output)
+        return output
+
+
+def _is_dropout(module: nn.Module) -> bool:
+    """Modules that only add noise: dropout, drop-path, drop-block, stochastic depth, patch dropout."""
+    name = type(module).__name__.lower()
+    return next(module.children(), None) is None and ("drop" in name or "stochasticdepth" in name)
+
+
+def neutralise(model: nn.Module) -> None:
+    """Takes out of a copy what hides exact invariance, and what costs time: noise, eps, collectives, checkpointing."""
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
+        if _is_dropout(module):
+            module.training = False
+        for key in _CHECKPOINTING:
+            if module.__dict__.get(key) is True:
+                setattr(module, key, False)
+        for key in _EPS_NAMES:
+            if isinstance(module.__dict__.get(key), float):
+                setattr(module, key, NO_EPS)
+
+
+def set_training_mode(duplicate: nn.Module) -> None:
+    """Puts a copy into the mode in which the model trains.
+
+    A model of which anything is in training mode is in the middle of its life: every module's flag is kept, so that a
+    batch norm that the user froze (`bn.eval()`) is judged frozen. A model that is wholly in eval mode is about to be
+    trained, or was just evaluated: it is put into training mode by its own `train()`, which a model that keeps its
+    batch norm frozen overrides.
+    """
+    if not any(module.training for module in duplicate.modules()):
+        duplicate.train()

@@ -1,0 +1,50 @@
+"""What to sample and where to send it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smdtrack.notices import SmdtrackError
+from smdtrack.record.store import DEFAULT_FOLDER
+from smdtrack.sinks import check_sink_names
+from smdtrack.sinks.protocol import Sink
+from smdtrack.tracking.attach.sampling_schedule import EverySteps, Schedule
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to sample and where to send it; see `watch` for each.
+
+    Raises:
+        SmdtrackError: If a number is out of range or a sink is unknown.
+    """
+
+    every: int | Schedule = 5
+    warmup_samples: int = 0
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    lags: Sequence[int] = ()
+    sinks: Sequence[str | Sink] | None = None
+    folder: str | Path = DEFAULT_FOLDER
+    name: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    resume_run: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        for option in ("include", "exclude", "lags"):
+            if isinstance(getattr(self, option), str):
+                raise SmdtrackError(f"{option}={getattr(self, option)!r}: a list is needed, not one string")
+        for lag in self.lags:
+            if not isinstance(lag, int) or lag < 2:
+                raise SmdtrackError(f"lags: {lag!r} is no lag; whole numbers of optimizer steps are needed, 2 or more")
+        check_sink_names(self.sinks or ())
+
+    def schedule(self) -> Schedule:
+        """Returns the sampling schedule."""
+        if isinstance(self.every, int):
+            return EverySteps(self.every, self.warmup_samples)
+        if not callable(self.every):
+            raise SmdtrackError(f"every={self.every!r}: a whole number of steps or a callable step -> bool is needed")
+        return self.every

@@ -1,0 +1,12 @@
+"""Which process of a distributed training this is."""
+
+import os
+
+import torch
+
+
+def rank() -> int:
+    """Returns this process's rank, 0 outside distributed training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))

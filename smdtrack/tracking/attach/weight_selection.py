@@ -1,0 +1,140 @@
+"""Which weights are tracked: those that the audit proves invariant, that can turn, and that globs select."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from smdtrack.invariance import Audit, audit
+from smdtrack.names import canonical_name, selected, short_weight_name, unmatched_globs
+from smdtrack.notices import SmdtrackError
+from smdtrack.optimizers import parameters_of
+from smdtrack.tracking.attach.model_discovery import held_by_others
+from smdtrack.tracking.attach.sharded_audit import audit_sharded, is_sharded
+
+#: |cos| between weight and gradient at the audit's generic point, eps removed; the next one seen is 1.5e-4.
+_ORTHOGONAL = 1e-5
+
+
+class UnmatchedGlobError(SmdtrackError):
+    """A glob that selects nothing."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A weight to track, by its canonical name; scope, dimension and norm as in the audit."""
+
+    name: str
+    key: str
+    shape: tuple[int, ...]
+    scope: str
+    filter_dim: int | None
+    norm: str | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The weights of a model that may be tracked, with their parameters in the same order.
+
+    Weights that the optimizer does not hold yet are among them: a frozen part that is unfrozen in mid-run is measured
+    from then on.
+
+    Attributes:
+        share_of_parameters: Elements of the weights that the optimizer holds now, over all of the model's elements.
+        candidates: So many scale-invariant weights could have been tracked, before globs.
+        norms: Per weight the normalisation module that answers for it alone, one output channel a filter, if any.
+    """
+
+    model_name: str
+    weights: tuple[Chosen, ...]
+    parameters: tuple[nn.Parameter, ...]
+    share_of_parameters: float
+    candidates: int
+    norms: tuple[nn.Module | None, ...] = ()
+
+    @classmethod
+    def empty(cls, model: nn.Module) -> "Selection":
+        """Returns the selection of a process that does not measure."""
+        return cls(model_name(model), (), (), 0.0, 0)
+
+
+def select_weights(
+    model: nn.Module,
+    optimizer: Optimizer,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    example_input: Any = None,
+) -> Selection:
+    """Audits a model and selects among its scale-invariant weights of two dimensions and more.
+
+    Weights that another living optimizer steps are left to that one.
+
+    Raises:
+        SmdtrackError: If the model cannot be audited, or a glob matches no scale-invariant weight.
+    """
+    parameters = dict(model.named_parameters())
+    elsewhere = held_by_others(optimizer)
+    found = []
+    for weight in _audit_once(model, example_input).weights:
+        parameter = parameters[weight.name]
+        # An invariant weight whose gradient is not orthogonal (straight-through tricks) moves by another theory.
+        orthogonal = weight.cosine is None or weight.cosine < _ORTHOGONAL
+        if weight.verdict == "invariant" and orthogonal and parameter.ndim >= 2 and id(parameter) not in elsewhere:
+            name = canonical_name(weight.name)
+            chosen = Chosen(
+                name, short_weight_name(name), weight.shape, weight.scope or "tensor", weight.filter_dim, weight.norm
+            )
+            found.append((chosen, parameter))
+    names = [chosen.name for chosen, _ in found]
+    for option, globs in (("include", include), ("exclude", exclude)):
+        for glob in unmatched_globs(globs, names) if names else ():
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise UnmatchedGlobError(f"{option} {glob!r} matches no scale-invariant weight; there are {shown}")
+    kept = [(chosen, parameter) for chosen, parameter in found if selected(chosen.name, include, exclude)]
+    stepped = {id(parameter) for parameter in parameters_of(optimizer)}
+    if not any(id(parameter) in stepped for _, parameter in kept):
+        kept = []
+    total = sum(parameter.numel() for parameter in parameters.values())
+    modules = {canonical_name(name): module for name, module in model.named_modules()}
+    return Selection(
+        model_name=model_name(model),
+        weights=tuple(chosen for chosen, _ in kept),
+        parameters=tuple(parameter for _, parameter in kept),
+        share_of_parameters=sum(p.numel() for _, p in kept if id(p) in stepped) / max(total, 1),
+        candidates=len(found),
+        norms=tuple(_norm_of(chosen, modules) for chosen, _ in kept),
+    )
+
+
+def _norm_of(chosen: Chosen, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module named by the audit, unless it has other channels besides the weight's filters (a concatenation)."""
+    norm = modules.get(chosen.norm) if chosen.norm is not None else None
+    channels = getattr(norm, "num_features", None)
+    if chosen.filter_dim is not None and channels != chosen.shape[chosen.filter_dim]:
+        return None
+    return norm
+
+
+def model_name(model: nn.Module) -> str:
+    """Returns timm's name of a model's architecture, or its class's name in lower case."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
+    return str(name or type(model).__name__.lower())
+
+
+_audits: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Audit]]" = weakref.WeakKeyDictionary()
+
+
+def _audit_once(model: nn.Module, example_input: Any) -> Audit:
+    """The audit of a model, made again only where its parts, their modes or its parameters are others than before."""
+    state = tuple((type(module).__name__, module.training) for module in model.modules())
+    seen = (state, tuple((name, id(parameter)) for name, parameter in model.named_parameters()))
+    known = _audits.get(model)
+    if known is not None and known[0] == seen:
+        return known[1]
+    result = audit_sharded(model, example_input) if is_sharded(model) else audit(model, example_input)
+    _audits[model] = (seen, result)
+    return result

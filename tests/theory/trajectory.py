@@ -1,0 +1,143 @@
+"""Norm and angle on their way: recursions driven by the gradients, for any schedule.
+
+Derived here. With r = ||w||^2 and P_t the squared length of the update,
+
+    r_{t+1} = r_t (1 - 2 gamma_t) + G_t              Delta_t = sqrt(P_t / r_t)
+
+Where updates are a linear filter's, `u_t = sum_s c_s g_s` with c_s = lr_t h_{t-s} (over the root of the second moment
+where there is one), and what w_t has taken up of g_s so far is a_s = sum of the c_s of the steps before.
+Gradients being uncorrelated and orthogonal to w,
+
+    P_t = sum_s c_s^2 <g_s^2>        G_t = sum_s (2 a_s c_s + c_s^2) <g_s^2>,
+
+which follows warm-ups, tenfold drops and the filling of the momentum as they happen. `<g_s^2>` is `C^2 / r_s`, C the
+measured effective gradient. Elsewhere (calibrated updates) G = R P: good while the learning rate changes slowly.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smdtrack.planning.lr_schedule import Piece
+from smdtrack.theory.line import Line
+
+
+def rates(schedule: Iterable[Piece]) -> Iterator[float]:
+    """The learning rate of every optimizer step of a schedule."""
+    for piece in schedule:
+        yield from repeat(piece.lr, piece.steps)
+
+
+@dataclass(frozen=True)
+class Point:
+    """State of a weight before one step: its norm, and the angle (radian) that the step turns it."""
+
+    norm: float
+    angle: float
+
+
+def trajectory(
+    lines: Iterable[Line],
+    effective_gradients: Iterable[float],
+    norm: float,
+    *,
+    coordinates: int | None = None,
+    betas: tuple[float, float] | None = None,
+) -> Iterator[Point]:
+    """Norm and angle step by step, from the optimizer's first step on.
+
+    Args:
+        lines: the line in force at each step (its decay rate and step size follow the schedule).
+        effective_gradients: C at each step, ||g|| ||w||, RMS; measured or assumed.
+        norm: ||w|| at the start.
+        coordinates: d, for normalised updates.
+        betas: of Adam-like optimizers, whose moments lag and are bias-corrected; None for a steady second moment.
+
+    Yields:
+        One `Point` per step.
+
+    Raises:
+        ValueError: where a line has no decay rate or energy (kind "none", or the state is needed and was not given).
+    """
+    squared, moment = norm * norm, 0.0
+    memory = _Memory()
+    for step, (line, gradient) in enumerate(zip(lines, effective_gradients, strict=False), 1):
+        if line.decay_rate is None or line.updates is None or line.updates.energy is None or line.step_size is None:
+            raise ValueError(f"no trajectory for {line.optimizer}: {line.reason or 'its updates are not known'}")
+        present = gradient**2 / squared
+        scale = line.step_size
+        if line.norm_exponent == 0 and betas is not None:
+            moment = betas[1] * moment + (1 - betas[1]) * present
+            scale *= math.sqrt((coordinates or 1) * (1 - betas[1] ** step) / moment) / (1 - betas[0] ** step)
+        elif line.norm_exponent == 0:
+            scale *= math.sqrt((coordinates or 1) / present)
+        elif line.norm_exponent != 1:
+            scale = squared * (line.angular_update or 0.0) / math.sqrt(line.updates.energy) / gradient
+        if line.updates.taps is not None and line.trust is None:
+            power, growth = memory.step(line.updates.taps, scale, present, line.decay_rate)
+        else:
+            full = 1 - betas[0] ** step if betas is not None and line.norm_exponent == 0 else 1.0
+            power = (scale * full) ** 2 * line.updates.energy * present
+            growth = line.updates.memory * power
+        yield Point(math.sqrt(squared), math.sqrt(power / squared))
+        squared = squared * (1 - 2 * line.decay_rate) + growth
+
+
+def replay(
+    lines: Iterable[Line],
+    steps: Sequence[int],
+    effective_gradients: Sequence[float],
+    norm: float,
+    *,
+    coordinates: int | None = None,
+    betas: tuple[float, float] | None = None,
+) -> list[Point]:
+    """The trajectory that a run's own gradients give: what it would have done, were they white.
+
+    The squares of the measured gradients are interpolated between the sampled steps, and kept outside of them.
+
+    Args:
+        lines: the line in force at each step, from the optimizer's first on (`schedule.rates` gives the learning rates
+            of any timm schedule).
+        steps: sampled steps, counted from 1, increasing.
+        effective_gradients: ||g|| ||w|| at each of them.
+        norm: ||w|| at the start.
+        coordinates, betas: as in `trajectory`.
+
+    Returns:
+        One `Point` per line, up to the last sampled step.
+
+    Raises:
+        ValueError: where steps and gradients do not match, or a line has no trajectory.
+    """
+    if not steps or len(steps) != len(effective_gradients):
+        raise ValueError(f"{len(steps)} steps and {len(effective_gradients)} gradients; there must be one for each")
+    every = np.arange(1, steps[-1] + 1)
+    filled = np.sqrt(np.interp(every, steps, np.square(effective_gradients)))
+    return list(trajectory(lines, filled.tolist(), norm, coordinates=coordinates, betas=betas))
+
+
+class _Memory:
+    """The gradients that a filter still remembers: their squares, and what the weight has taken up of each."""
+
+    def __init__(self, longest: int = 1024) -> None:
+        self._longest = longest
+        self._squares = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self._taken = torch.zeros(0, dtype=torch.float64, device="cpu")
+
+    def step(self, taps: Tensor, scale: float, present: float, decay_rate: float) -> tuple[float, float]:
+        """Takes in one gradient (its square); returns the update's power and the growth of ||w||^2. Newest first."""
+        keep = min(self._squares.numel() + 1, taps.numel(), self._longest)
+        self._squares = torch.cat([torch.tensor([present], dtype=torch.float64, device="cpu"), self._squares])[:keep]
+        nothing = torch.zeros(1, dtype=torch.float64, device="cpu")
+        self._taken = torch.cat([nothing, self._taken])[:keep] * (1 - decay_rate)
+        coefficients = scale * taps[:keep]
+        power = coefficients.square() * self._squares
+        growth = power + 2 * coefficients * self._taken * self._squares
+        self._taken = self._taken + coefficients
+        return float(power.sum()), float(growth.sum())
