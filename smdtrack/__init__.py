@@ -7,7 +7,7 @@ from smdtrack.notices import SmdtrackError, SmdtrackWarning
 if TYPE_CHECKING:
     from smdtrack.invariance import audit
     from smdtrack.record import read_run
-    from smdtrack.theory import reference, rescale_weight_norms
+    from smdtrack.theory import equilibrium_lines, rescale_weight_norms
     from smdtrack.tracking import Tracker, watch
 
 __version__ = "0.1.0"
@@ -18,8 +18,8 @@ __all__ = [
     "Tracker",
     "__version__",
     "audit",
+    "equilibrium_lines",
     "read_run",
-    "reference",
     "rescale_weight_norms",
     "watch",
 ]
@@ -29,7 +29,7 @@ _HOMES = {
     "Tracker": "smdtrack.tracking",
     "audit": "smdtrack.invariance",
     "read_run": "smdtrack.record",
-    "reference": "smdtrack.theory",
+    "equilibrium_lines": "smdtrack.theory",
     "rescale_weight_norms": "smdtrack.theory",
     "watch": "smdtrack.tracking",
 }

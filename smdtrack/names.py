@@ -1,5 +1,6 @@
 """Canonical parameter names and the globs that select among them."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -41,3 +42,29 @@ def unmatched_globs(globs: Iterable[str], names: Sequence[str]) -> list[str]:
 def short_weight_name(name: str) -> str:
     """Returns the layer's name: the parameter's without a closing `.weight`, as the trackers' keys carry it."""
     return name[: -len(".weight")] if name.endswith(".weight") else name
+
+
+def stage_of(name: str) -> str:
+    """Returns the stage of a network that a weight belongs to, from the weight's dotted name.
+
+    Example:
+        >>> [stage_of(name) for name in ("layer1.0.conv1", "stages.2.blocks.0.conv", "stem.0", "fc")]
+        ['layer1', 'stages.2', 'stem', 'fc']
+    """
+    first, *rest = name.split(".")
+    if len(rest) > 1 and rest[0].isdigit() and not first[-1:].isdigit():
+        return f"{first}.{rest[0]}"
+    return first
+
+
+def did_you_mean(word: str, choices: Iterable[str], most: int = 3) -> str:
+    """Returns `did you mean a, b?` with the choices nearest to a mistyped word, or an empty string if none is near.
+
+    Example:
+        >>> did_you_mean("adamv", ["adamw", "sgd"])
+        'did you mean adamw?'
+        >>> did_you_mean("zzz", ["adamw", "sgd"])
+        ''
+    """
+    near = difflib.get_close_matches(word, list(choices), most)
+    return f"did you mean {', '.join(near)}?" if near else ""

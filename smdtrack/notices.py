@@ -1,22 +1,43 @@
-"""What smdtrack tells a person in the middle of training: one line, once, never an exception."""
+"""Warnings and errors: one line each, in words that say what to do."""
 
 import sys
 import warnings
 from contextlib import suppress
 
+_LONGEST_LINE = 300
+
 
 class SmdtrackWarning(UserWarning):
-    """Something smdtrack could not do; the training itself is unharmed."""
+    """Something that smdtrack could not do; the training itself is unharmed."""
 
 
 class SmdtrackError(ValueError):
-    """Wrong input, said in one line that names what is accepted."""
+    """Wrong input. The message is one line that repeats the input and names what is accepted."""
 
 
 def notify(message: str, stacklevel: int = 2) -> None:
-    """Warns with `SmdtrackWarning`; raises neither under `-W error` nor where stderr is gone."""
+    """Issues a `SmdtrackWarning`. Raises nothing, even under `python -W error` or when stderr is closed."""
     with suppress(OSError, ValueError):
         try:
             warnings.warn(message, SmdtrackWarning, stacklevel=stacklevel + 1)
         except SmdtrackWarning:
             print(f"smdtrack: {message}", file=sys.stderr)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message that is not blank, cut to 300 characters; its type's name if none.
+
+    Example:
+        >>> first_line(ValueError("no such file\\n  while reading"))
+        'no such file'
+        >>> first_line(KeyboardInterrupt())
+        'KeyboardInterrupt'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns an error in one line: the message alone for our own errors, else with the name of its type in front."""
+    return first_line(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {first_line(error)}"

@@ -1,7 +1,6 @@
 """What `smdtrack audit` prints for people and writes for spreadsheets."""
 
 import csv
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from smdtrack.cli._audit_work import Failure
 from smdtrack.invariance import VERDICTS, Audit, Weight
 from smdtrack.invariance.findings import INVARIANT_COSINE, RADIAL_COSINE, UNCHANGED, ZERO_ENERGY
+from smdtrack.names import did_you_mean, stage_of
 from smdtrack.notices import SmdtrackError
 
 CSV_COLUMNS = (
@@ -29,14 +29,6 @@ CSV_COLUMNS = (
     "seconds",
     "error",
 )
-
-
-def stage_of(name: str) -> str:
-    """The part of a network that a parameter belongs to: `layer1`, `blocks.0`, `stem`."""
-    first, *rest = name.split(".")
-    if rest[1:] and rest[0].isdigit() and not first[-1].isdigit():
-        return f"{first}.{rest[0]}"
-    return first
 
 
 def _by_stage(weights: Sequence[Weight]) -> dict[str, list[Weight]]:
@@ -118,7 +110,7 @@ _RUNGS = (
     ("energy", f"||w|| ||g|| relative to the largest of all tensors (no gradient below {ZERO_ENERGY:.0e})"),
     ("slices", "the same cosine for the worst slice along a dimension"),
     ("proposed", "what the gradients propose"),
-    ("null_deviation", "change of the outputs when all silent tensors get other values"),
+    ("unused_deviation", "change of the outputs when all silent tensors get other values"),
     ("alone", "change of the outputs when it alone is changed"),
     ("group_deviation", f"change of the outputs when all invariant tensors are scaled at once (up to {UNCHANGED:.0e})"),
     ("filter_deviation", "the same with a factor per filter"),
@@ -136,8 +128,7 @@ def found_weight(audit: Audit, name: str) -> Weight:
     """
     names = [weight.name for weight in audit.weights]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=4, cutoff=0.4)
-        hint = f"near names: {', '.join(near)}" if near else "--verdict not --verdict invariant lists names"
+        hint = did_you_mean(name, names) or "--verdict sensitive --verdict invariant lists names"
         raise SmdtrackError(f"{audit.model} has no parameter {name!r}; {hint}")
     return audit[name]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 
 from smdtrack.invariance import Audit, audit
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import SmdtrackError, reason_of
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,7 @@ def _attempt(request: Request) -> Audit | Failure:
     try:
         return audited(request)
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        if not isinstance(error, SmdtrackError):
-            reason = f"{type(error).__name__}: {reason}"
-        return Failure(request.name, reason.removeprefix(f"{request.name}: "))
+        return Failure(request.name, reason_of(error).removeprefix(f"{request.name}: "))
     finally:
         return_memory()
 

@@ -34,7 +34,7 @@ def _table(summary: Summary) -> Table:
         header_style="bold",
     )
     table.add_column("weight", overflow="ellipsis", no_wrap=True, min_width=16)
-    for title in ("angle", "pred", "eq", "angle/pred", "angle/eq", "+-", "norm", "norm eq", "reached at"):
+    for title in ("angle", "pred", "eq", "pred_ratio", "angle_ratio", "+-", "norm", "norm eq", "reached at"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary.weights:
         table.add_row(
@@ -43,7 +43,7 @@ def _table(summary: Summary) -> Table:
             _milli(row.angle_pred),
             _milli(row.angle_eq),
             _ratio(row.pred_ratio),
-            _ratio(row.eq_ratio),
+            _ratio(row.angle_ratio),
             "-" if row.ratio_error is None else f"{row.ratio_error:.3f}",
             _number(row.norm),
             _number(row.norm_eq),

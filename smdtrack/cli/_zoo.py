@@ -1,6 +1,5 @@
 """timm models by name, with or without a checkpoint, and whether the machine can hold their audit."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smdtrack.notices import SmdtrackError
+from smdtrack.names import did_you_mean
+from smdtrack.notices import SmdtrackError, first_line
 
 BYTES_PER_PARAMETER = 40
 _STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -34,8 +34,7 @@ def model_names(patterns: Sequence[str]) -> list[str]:
         elif timm.is_model(pattern):
             found.append(pattern)
         else:
-            near = difflib.get_close_matches(pattern, timm.list_models(), n=4, cutoff=0.5)
-            hint = f"near names: {', '.join(near)}" if near else "timm.list_models() has all names"
+            hint = did_you_mean(pattern, timm.list_models()) or "timm.list_models() has all names"
             raise SmdtrackError(f"no timm model is called {pattern!r}; {hint}")
     return list(dict.fromkeys(found))
 
@@ -60,7 +59,7 @@ def create(
         settings["num_classes"] = num_classes
     if input_size is not None and input_size[0] != 3:
         settings["in_chans"] = input_size[0]
-    refusal: Exception | None = None
+    refusal: Exception = SmdtrackError()
     sizes: list[dict[str, Any]] = [{}]
     if input_size is not None and len(input_size) == 3 and _has_fixed_size(name):
         sizes = [{"img_size": (input_size[1], input_size[2])}, {}]
@@ -74,7 +73,7 @@ def create(
             refusal = error
     else:
         what = "with pretrained weights" if pretrained else "with these options"
-        raise SmdtrackError(f"{name} cannot be built {what}: {_first_line(refusal)}") from refusal
+        raise SmdtrackError(f"{name} cannot be built {what}: {first_line(refusal)}") from refusal
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, name)
     return model
@@ -85,11 +84,6 @@ def _has_fixed_size(name: str) -> bool:
 
     config = get_pretrained_cfg(name)
     return bool(config is not None and config.fixed_input_size)
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -200,7 +194,7 @@ def checked_device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SmdtrackError(f"device {device!r} cannot be used: {_first_line(error)}; cpu always can") from error
+        raise SmdtrackError(f"device {device!r} cannot be used: {first_line(error)}; cpu always can") from error
     if place.type == "meta" or "float64" not in _dtypes(place):
         raise SmdtrackError(f"device {device!r} has no float64, which the audit needs; cpu always has")
     return place

@@ -44,13 +44,13 @@ def command(
     """Decide for every parameter of timm models whether it is scale-invariant.
 
     A parameter is `invariant` if scaling it leaves the function unchanged, `degenerate` if it is so but has no
-    direction to turn in (a filter with one tap), `null` if nothing depends on it, and `not` otherwise.
+    direction to turn in (a filter with one tap), `unused` if nothing depends on it, and `sensitive` otherwise.
 
     \b
     Examples:
       smdtrack audit resnet50
       smdtrack audit resnet50 --explain layer1.0.conv1.weight
-      smdtrack audit mobilenetv3_small_100 --verdict invariant --verdict null
+      smdtrack audit mobilenetv3_small_100 --verdict invariant --verdict unused
       smdtrack audit 'resnet*' 'regnet*' --csv census.csv
     """
     names = model_names(models)

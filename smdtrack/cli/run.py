@@ -45,7 +45,7 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
     help="A sample every N optimizer steps.",
 )
 @click.option(
-    "--warmup-samples",
+    "--first-steps",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
@@ -56,7 +56,7 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Do not track parameters whose names match; repeatable.")
 @click.option("--lags", callback=_lags, default="", metavar="K,...", help="Measure the angle over K steps, too.")
 @click.option(
-    "--dir",
+    "--folder",
     "folder",
     type=click.Path(path_type=Path),
     default=Path("smdtrack-runs"),
@@ -124,7 +124,7 @@ def _check_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise SmdtrackError(
-            f"cannot write the local record in {folder} ({error.strerror}): choose another folder with --dir"
+            f"cannot write the local record in {folder} ({error.strerror}): choose another folder"
         ) from error
 
 

@@ -75,7 +75,7 @@ def audit(
     else:
         feeds = candidate_feeds(core)
     if not names or nothing_normalises(core):
-        weights = tuple(Weight(key, tuple(value.shape), "not") for key, value in names.items())
+        weights = tuple(Weight(key, tuple(value.shape), "sensitive") for key, value in names.items())
         return _summed_up(title, None, {"tensor": None, "filter": None}, weights, started)
     with isolated(place):
         duplicate, copies = private_copy(core, place)
@@ -113,7 +113,7 @@ def _summed_up(
 
 
 def _weight(name: str, parameter: Tensor, finding: Finding) -> Weight:
-    verdict = finding.verdict or "not"
+    verdict = finding.verdict or "sensitive"
     cosine = finding.cosine if finding.energy > ZERO_ENERGY else None
     evidence = {
         "cosines": [reading.cosine for reading in finding.readings],

@@ -17,7 +17,7 @@ def freeze_batch_variance(bench: Bench, findings: dict[str, Finding]) -> FrozenV
     for name, finding in findings.items():
         finding.evidence["frozen_cosine"] = readings[name].cosine
         finding.evidence["frozen_energy"] = readings[name].energy / most if most > 0 else 0.0
-        if finding.evidence["proposed"] != "not":
+        if finding.evidence["proposed"] != "sensitive":
             finding.radial = bench.radial_derivatives(name, finding.filter_dims)
     # The forward passes that follow keep copies of the weights: gradients beside them would be the peak of memory.
     bench.release()

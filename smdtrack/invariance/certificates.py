@@ -45,8 +45,8 @@ def settle_silent(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> N
     deviation = bench.deviation(base, silent, bench.anything_else)
     if deviation <= UNTOUCHED:
         for name in silent:
-            findings[name].verdict = "null"
-            findings[name].evidence["null_deviation"] = deviation
+            findings[name].verdict = "unused"
+            findings[name].evidence["unused_deviation"] = deviation
         return
     felt = set(culprits(silent, lambda group: bench.deviation(base, group, bench.element_factors) <= UNCHANGED))
     quiet = [name for name in silent if name not in felt]
@@ -56,7 +56,7 @@ def settle_silent(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> N
     for name in sign_only:
         findings[name].verdict = "degenerate"
     for name in unread:
-        findings[name].verdict = "null"
+        findings[name].verdict = "unused"
     for name in felt:
         judge_alone(bench, base, name, findings[name])
 
@@ -76,11 +76,11 @@ def judge_alone(bench: Bench, base: Tensor, name: str, finding: Finding) -> None
     elements = bench.deviation(base, [name], bench.element_factors)
     finding.evidence["alone"] = {"anything": anything, "k=2.3": scaled, "k=-1": flipped, "elements": elements}
     if anything <= UNTOUCHED and flipped <= UNTOUCHED and finding.energy <= FAINT_ENERGY:
-        finding.verdict = "null"
+        finding.verdict = "unused"
     elif elements <= limit:
         finding.verdict = "degenerate"
     else:
-        finding.verdict = "invariant" if scaled <= limit else "not"
+        finding.verdict = "invariant" if scaled <= limit else "sensitive"
 
 
 def certify(bench: Bench, base: Tensor, findings: dict[str, Finding]) -> dict[str, float | None]:

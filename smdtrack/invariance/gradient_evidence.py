@@ -16,7 +16,7 @@ from smdtrack.invariance.findings import (
 )
 from smdtrack.invariance.inputs import Feed
 from smdtrack.invariance.trial_model import Bench
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import SmdtrackError, reason_of
 
 #: How far from initialisation the generic point lies; the next where the outputs are not finite.
 AMPLITUDES = (0.3, 0.1, 0.02)
@@ -112,8 +112,7 @@ def _reason_not_to_run(bench: Bench, feed: Feed, amplitude: float, title: str) -
     except Exception as error:
         if is_out_of_memory(error):
             raise SmdtrackError(f"{title}: out of memory on {bench.device}, input size {feed.input_size}") from error
-        lines = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return reason_of(error)
     return None
 
 
@@ -139,6 +138,6 @@ def propose(findings: dict[str, Finding]) -> None:
         elif finding.cosine < INVARIANT_COSINE:
             finding.evidence["proposed"] = finding.verdict = "invariant"
         elif finding.cosine > RADIAL_COSINE and finding.energy > FAINT_ENERGY:
-            finding.evidence["proposed"] = finding.verdict = "not"
+            finding.evidence["proposed"] = finding.verdict = "sensitive"
         else:
             finding.evidence["proposed"] = "doubtful"

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import SmdtrackError, first_line
 
 NO_EPS = 1e-20
 
@@ -107,8 +107,7 @@ def private_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, dic
     try:
         duplicate = copy.deepcopy(model, memo)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SmdtrackError(f"cannot copy {type(model).__name__} for the audit: {reason}") from error
+        raise SmdtrackError(f"cannot copy {type(model).__name__} for the audit: {first_line(error)}") from error
     return duplicate, parameters
 
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["invariant", "degenerate", "null", "not"]
+Verdict = Literal["invariant", "degenerate", "unused", "sensitive"]
 Cause = Literal["batch_norm", "other"]
 Scope = Literal["filter", "tensor"]
 
-VERDICTS: tuple[Verdict, ...] = ("invariant", "degenerate", "null", "not")
+VERDICTS: tuple[Verdict, ...] = ("invariant", "degenerate", "unused", "sensitive")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Weight:
         shape: The parameter's shape.
         verdict: `invariant`: `f(k w) = f(w)` for all `k > 0` at every value of the other parameters, and the weight
             has a direction to turn in. `degenerate`: only the signs of its elements matter (a filter with one tap).
-            `null`: the output does not depend on it at all (a bias before batch norm). `not`: none of these.
+            `unused`: the output does not depend on it at all (a bias before batch norm). `sensitive`: none of these.
         cause: What makes it invariant or degenerate; None for the other verdicts.
         norm: Dotted name of the responsible normalisation module, where one alone accounts for it.
         scope: `filter`: each slice along `filter_dim` may be scaled by its own factor; `tensor`: only the whole.

@@ -17,7 +17,7 @@ def check_gradients(bench: Bench, findings: dict[str, Finding]) -> None:
     does not, with three steps (a kink of the function may lie within one), the tensors that lie are found by halving
     and judged by their function.
     """
-    negative = [name for name, finding in findings.items() if finding.evidence["proposed"] == "not"]
+    negative = [name for name, finding in findings.items() if finding.evidence["proposed"] == "sensitive"]
     if not negative:
         return
     radial = {name: findings[name].readings[-1].inner for name in negative}

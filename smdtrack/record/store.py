@@ -34,7 +34,7 @@ def new_run_folder(parent: Path, name: str) -> tuple[str, Path]:
         probe.unlink()
     except OSError as error:
         raise SmdtrackError(
-            f"cannot write the local record in {parent} ({error.strerror}): choose another folder with --dir"
+            f"cannot write the local record in {parent} ({error.strerror}): choose another folder"
         ) from error
     return run_id, folder
 

@@ -25,7 +25,7 @@ class WeightSummary:
         angle_pred: Drift-corrected line: theory at the rate at which the norm changed over the window.
         angle_eq: Equilibrium line.
         pred_ratio: angle / angle_pred.
-        eq_ratio: angle / angle_eq.
+        angle_ratio: angle / angle_eq.
         ratio_error: Standard error of the two ratios for want of the steps that were not sampled, as a share of them.
         time_constant: Steps in which the squared norm's distance from equilibrium falls by e, as theory has it.
         equilibrium_step: Step at which the rolling RMS angle came within 10 % of the equilibrium line, to stay there.
@@ -37,7 +37,7 @@ class WeightSummary:
     angle_pred: float | None
     angle_eq: float | None
     pred_ratio: float | None
-    eq_ratio: float | None
+    angle_ratio: float | None
     ratio_error: float | None
     norm: float | None
     norm_eq: float | None
@@ -112,7 +112,7 @@ def _weight_summary(run: Run, index: int, start: int) -> WeightSummary:
         angle_pred=angle_pred,
         angle_eq=angle_eq,
         pred_ratio=_ratio(angle_beside, angle_pred),
-        eq_ratio=_ratio(angle_beside, angle_eq),
+        angle_ratio=_ratio(angle_beside, angle_eq),
         ratio_error=sampling_error_of_rms(_of_its_line(column, start), _share_sampled(run, start)),
         norm=_rms(column["norm"][start:]),
         norm_eq=_rms(_get(column, "norm_eq")[start:]),
@@ -173,7 +173,7 @@ def rolling_rms(values: Floats, samples: int = ROLLING_SAMPLES) -> Floats:
 
 
 def _verdict(rows: tuple[WeightSummary, ...]) -> str:
-    with_line = [row.eq_ratio for row in rows if row.eq_ratio is not None]
+    with_line = [row.angle_ratio for row in rows if row.angle_ratio is not None]
     drift = sorted(row.pred_ratio for row in rows if row.pred_ratio is not None)
     if not drift:
         reasons = sorted({row.line_reason for row in rows if row.line_reason})

@@ -1,8 +1,8 @@
 """Where points go besides the local record."""
 
-import difflib
 from collections.abc import Sequence
 
+from smdtrack.names import did_you_mean
 from smdtrack.notices import SmdtrackError
 from smdtrack.sinks.protocol import Sink
 
@@ -17,10 +17,8 @@ def check_sink_names(sinks: Sequence[str | Sink]) -> None:
     """
     for name in sinks:
         if isinstance(name, str) and name not in SINK_NAMES:
-            near = difflib.get_close_matches(name, SINK_NAMES, 1)
-            raise SmdtrackError(
-                f"no sink {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}; there are {', '.join(SINK_NAMES)}"
-            )
+            near = did_you_mean(name, SINK_NAMES)
+            raise SmdtrackError(f"no sink {name!r}{f' ({near})' if near else ''}; there are {', '.join(SINK_NAMES)}")
 
 
 def make_sinks(sinks: Sequence[str | Sink] | None) -> list[Sink]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
 
-from smdtrack.notices import notify
+from smdtrack.notices import first_line, notify
 from smdtrack.record.run import Point, RunInfo
 from smdtrack.record.summary import Summary, WeightSummary
 from smdtrack.sinks import mlflow_view
@@ -280,7 +280,7 @@ class MLflowSink:
             self._views = mlflow_view.write_views(self._client, str(self._experiment_id), layers, mlflow.__version__)
         except Exception as error:
             self._view = False
-            notify(f"the saved MLflow view could not be written, the metrics are: {_first_line(error)}")
+            notify(f"the saved MLflow view could not be written, the metrics are: {first_line(error)}")
 
     def _log_table(self, summary: Summary) -> None:
         """Logs the summary as MLflow's `log_table` does, but so that a repeated call does not append it again."""
@@ -306,7 +306,7 @@ class MLflowSink:
         except ConnectionError:
             raise
         except Exception as error:
-            raise RuntimeError(f"MLflow at {without_secrets(self._uri)}: {_first_line(error)}") from error
+            raise RuntimeError(f"MLflow at {without_secrets(self._uri)}: {first_line(error)}") from error
 
 
 def safe_key(key: str) -> str:
@@ -320,11 +320,6 @@ def safe_key(key: str) -> str:
     if safe == key and len(key) <= _MAX_KEY:
         return key
     return f"{safe[: _MAX_KEY - 9]}-{zlib.crc32(key.encode()):08x}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _user() -> str:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from smdtrack.names import stage_of
 from smdtrack.record.run import TrackedWeight
 
 #: Part of every tag and address; goes up when the cards change, so that an older view is left as it is.
@@ -36,7 +37,7 @@ _RANGES = {"smd/pred_ratio_p50": {"yMin": 0.5, "yMax": 1.5}, "smd/in_equilibrium
 _CARD_HEIGHT = 290
 # MLflow makes a chart for every key that is not the first of a card, in a section named by the key's family, open at
 # the bottom. A section of that name which is there already is filled instead, and stays folded.
-_LEFT_OVER_FAMILIES = ("smd", "angle_eq", "angle_pred", "norm_eq", "grad")
+_LEFT_OVER_FAMILIES = ("smd", "angle_eq", "angle_pred", "norm_eq", "effective_grad")
 
 Layers = Mapping[str, frozenset[str]]
 
@@ -73,19 +74,6 @@ def merged(existing: Layers, new: Layers) -> dict[str, frozenset[str]]:
     """Returns the union of two views' weights, the existing ones first and in their order."""
     names = dict.fromkeys([*existing, *new])
     return {name: existing.get(name, frozenset()) | new.get(name, frozenset()) for name in names}
-
-
-def stage_of(key: str) -> str:
-    """Returns the part of a network that a layer belongs to, for a person's eye: `layer1`, `stages.2`, `stem`.
-
-    A name that is cut into numbered parts keeps the first number; a layer at the top level is its own stage.
-    """
-    parts = key.split(".")
-    if len(parts) == 1:
-        return key
-    if len(parts) > 2 and parts[1].isdigit() and not re.search(r"\d$", parts[0]):
-        return ".".join(parts[:2])
-    return parts[0]
 
 
 def views(layers: Layers, limit: int = MAX_CHARACTERS) -> list[View]:

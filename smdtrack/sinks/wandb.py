@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from smdtrack.notices import notify
+from smdtrack.notices import first_line, notify
 from smdtrack.record.run import FAMILIES, Point, RunInfo
 from smdtrack.record.summary import Summary, WeightSummary
 from smdtrack.sinks.wandb_steps import StepWatch
@@ -253,5 +253,4 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise RuntimeError(f"W&B: {lines[0][:300] if lines else type(error).__name__}") from error
+        raise RuntimeError(f"W&B: {first_line(error)}") from error

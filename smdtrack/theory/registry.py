@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from smdtrack.optimizers import state_of
 from smdtrack.theory import rules_adam, rules_other, rules_sgd, rules_trust
 from smdtrack.theory import updates as up
 from smdtrack.theory.calibration import CannotRunError
@@ -261,7 +262,7 @@ def identify(optimizer: Optimizer) -> Family:
     return Family(optimizer)
 
 
-def reference(optimizer: Optimizer) -> list[Line]:
+def equilibrium_lines(optimizer: Optimizer) -> list[Line]:
     """One line per parameter group, for the shape of the group's first weight with two dimensions or more.
 
     Where weight decay passes through the optimizer's state the state is read, if there has been a step.
@@ -270,14 +271,14 @@ def reference(optimizer: Optimizer) -> list[Line]:
         >>> import torch, smdtrack
         >>> weight = torch.nn.Parameter(torch.randn(8, 8))
         >>> sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=1e-4)
-        >>> round(smdtrack.reference(sgd)[0].angular_update, 6)
+        >>> round(smdtrack.equilibrium_lines(sgd)[0].angular_update, 6)
         0.003244
     """
     family = identify(optimizer)
     lines = []
     for group in optimizer.param_groups:
         weights = [parameter for parameter in group["params"] if parameter.ndim >= 2] or list(group["params"])
-        state = getattr(optimizer, "_base_optimizer", optimizer).state
+        state = state_of(optimizer)
         seen = [weight for weight in weights[:1] if state.get(weight)]
         factors = family.state_factors(seen, [state[weight] for weight in seen], group)
         shape = tuple(weights[0].shape) if weights else (1, 1)

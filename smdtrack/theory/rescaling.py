@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smdtrack.notices import SmdtrackError, notify
+from smdtrack.optimizers import inner_optimizer
 from smdtrack.theory.line import Line
 from smdtrack.theory.registry import Family, identify
 
@@ -101,7 +102,7 @@ def rescale_weight_norms(
     if not (math.isfinite(factor) and factor > 0):
         raise SmdtrackError(f"factor is {factor!r}; it must be a positive number")
     family = identify(optimizer)
-    inner: Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
+    inner = inner_optimizer(optimizer)
     name = type(inner).__name__
     if name in _UNKNOWN:
         raise SmdtrackError(f"{name} keeps a state that does not follow the weights' norm: it cannot be rescaled")

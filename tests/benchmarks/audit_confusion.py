@@ -93,7 +93,7 @@ def main():
                 elif tensor in found:
                     totals[method][f"false ({verdict})"] += 1
     print(f"{count} models, {sum(truths.values())} tensors: {dict(truths)}\n")
-    columns = ("true", "missed", "false (not)", "false (null)", "false (degenerate)")
+    columns = ("true", "missed", "false (sensitive)", "false (unused)", "false (degenerate)")
     print(f"| evidence | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for method, counts in totals.items():
         print(f"| {method} | {' | '.join(str(counts[column]) for column in columns)} |")

@@ -120,7 +120,7 @@ def stepping(name: str, rounds: int, folder: str, nesterov: bool = False) -> dic
     add_listener(unsampled)
     hooks = [timed(lambda: _hooks_alone(optimizer)) / 100 for _ in range(30)]
     for tracker in (sampled, unsampled):
-        tracker.detach()
+        tracker.finish()
     result = {key: statistics.median(values[3:]) for key, values in times.items()}
     extra = [sample - plain for sample, plain in zip(times["sampled"][3:], times["plain"][3:], strict=True)]
     result["extra"] = statistics.median(extra)
@@ -187,7 +187,7 @@ def training(
         add_listener(tracker)
         times["tracked"].append(timed(ten, whole_clock))
         remove_listener(tracker)
-    tracker.detach()
+    tracker.finish()
     slower = statistics.median(tracked / plain for tracked, plain in zip(*times.values(), strict=True)) - 1
     return slower, statistics.median(times["plain"])
 

@@ -79,7 +79,7 @@ def row(name: str, every: str, folder: Path) -> str:
         accuracy = [epoch["eval_top1"] for epoch in csv.DictReader(file)][-1]
     assert run.summary is not None
     rows = run.summary["weights"]
-    drift, equilibrium = (ratios(rows, key) for key in ("pred_ratio", "eq_ratio"))
+    drift, equilibrium = (ratios(rows, key) for key in ("pred_ratio", "angle_ratio"))
     kind = ", ".join(sorted({weight["line_kind"] for weight in rows}))
     return (
         f"| {name} | {kind} | {span(drift)} | {np.median(drift):.3f} | {span(equilibrium)} | {float(accuracy):.1f} % "

@@ -73,15 +73,15 @@ def test_the_json_document_is_as_agreed(run):
     assert (weight["scope"], weight["filter_dim"]) == ("filter", 0)
     sizes = [torch.Size(w["shape"]).numel() for w in document["weights"] if w["verdict"] == "invariant"]
     assert document["invariant_parameters"] == sum(sizes)
-    null = [weight for weight in document["weights"] if weight["verdict"] == "null"]
+    null = [weight for weight in document["weights"] if weight["verdict"] == "unused"]
     assert null
     assert all(weight["cause"] is None and weight["cosine"] is None for weight in null)
 
 
 def test_verdicts_select_tensors(run):
-    result = run(SMALL, *SIZE, "--verdict", "null", "--json")
-    assert {weight["verdict"] for weight in json.loads(result.stdout)["weights"]} == {"null"}
-    result = run(SMALL, *SIZE, "--verdict", "null")
+    result = run(SMALL, *SIZE, "--verdict", "unused", "--json")
+    assert {weight["verdict"] for weight in json.loads(result.stdout)["weights"]} == {"unused"}
+    result = run(SMALL, *SIZE, "--verdict", "unused")
     assert "blocks.2.0.bn2.bias" in result.stdout
     assert WEIGHT not in result.stdout
     assert "has no tensor that is degenerate" in run(SMALL, *SIZE, "--verdict", "degenerate").stdout

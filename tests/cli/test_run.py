@@ -198,7 +198,7 @@ def test_a_network_without_invariant_weights_is_told_so(tmp_path):
         (["--lags", "1", "x.py"], "whole numbers of steps are needed, 2 or more"),
         (["--lags", "ten", "x.py"], "whole numbers of steps are needed, 2 or more"),
         (["-m", "no_such_module"], "no module 'no_such_module'"),
-        (["--dir", "/proc/smd", "x.py"], "choose another folder with --dir"),
+        (["--folder", "/proc/smd", "x.py"], "choose another folder"),
         ([], "Missing argument 'SCRIPT'"),
     ],
 )

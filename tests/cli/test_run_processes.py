@@ -79,11 +79,11 @@ def test_stdin_and_options_named_as_ours_are_the_script_s(folder: Folder) -> Non
     body = """
 import argparse
 parser = argparse.ArgumentParser()
-for option in ("--every", "--sink", "--include", "--dir", "--name", "-m"):
+for option in ("--every", "--sink", "--include", "--folder", "--name", "-m"):
     parser.add_argument(option)
 print(vars(parser.parse_args()), trained(4), sys.stdin.read())
 """
-    args = ["--every", "7", "--sink", "none", "--include", "a*", "--dir", "d", "--name=n", "-m", "x"]
+    args = ["--every", "7", "--sink", "none", "--include", "a*", "--folder", "d", "--name=n", "-m", "x"]
     code, out, err = folder.run(body, *args, stdin="typed")
     assert (code, out) == folder.run(body, *args, stdin="typed", wrapped=False)[:2], err
     assert "'--every'" not in out

@@ -121,13 +121,13 @@ def test_what_nothing_depends_on_is_null_not_invariant():
             return (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ self.v(x)
 
     result = verdicts(Attention(), (5, 6))
-    assert {weight.name for weight in result.weights if weight.verdict == "null"} == {
+    assert {weight.name for weight in result.weights if weight.verdict == "unused"} == {
         "k.bias",
         "unused.weight",
         "unused.bias",
     }
     result = verdicts(nn.Sequential(conv(bias=True), nn.BatchNorm2d(8), tail()))
-    assert result["0.bias"].verdict == "null"
+    assert result["0.bias"].verdict == "unused"
     assert result["0.weight"].verdict == "invariant"
 
 
@@ -159,9 +159,9 @@ def test_degenerate_and_null_tensors_of_one_model_are_told_apart():
     found = {weight.name: weight.verdict for weight in verdicts(model, (8, 6, 6)).weights}
     assert (found["0.weight"], found["0.bias"], found["3.weight"], found["3.bias"]) == (
         "degenerate",
-        "null",
-        "not",
-        "not",
+        "unused",
+        "sensitive",
+        "sensitive",
     )
 
 
@@ -172,8 +172,8 @@ def test_a_gamma_without_activation_before_conv_and_bn_is_invariant():
     model = nn.Sequential(conv(), nn.BatchNorm2d(8), conv(8, 8, 1), nn.BatchNorm2d(8), tail())
     result = verdicts(model)
     assert result["1.weight"].verdict == "invariant"
-    assert result["1.bias"].verdict == "null"
-    assert result["3.weight"].verdict == "not"
+    assert result["1.bias"].verdict == "unused"
+    assert result["3.weight"].verdict == "sensitive"
 
 
 # 5. Activations between
@@ -181,7 +181,12 @@ def test_a_gamma_without_activation_before_conv_and_bn_is_invariant():
 
 @pytest.mark.parametrize(
     ("activation", "bias", "expected"),
-    [(nn.ReLU, False, "invariant"), (nn.ReLU, True, "not"), (nn.GELU, False, "not"), (nn.SiLU, False, "not")],
+    [
+        (nn.ReLU, False, "invariant"),
+        (nn.ReLU, True, "sensitive"),
+        (nn.GELU, False, "sensitive"),
+        (nn.SiLU, False, "sensitive"),
+    ],
 )
 def test_an_activation_between_conv_and_bn(activation, bias, expected):
     model = nn.Sequential(conv(bias=bias), activation(), nn.BatchNorm2d(8), tail())
@@ -215,7 +220,7 @@ def test_a_residual_or_a_gate_before_bn_destroys_it_and_a_gate_after_is_harmless
     assert verdicts(residual, (8, 8, 8)).invariant == ()
     parts = {"a": conv(), "se": conv(8, 8, 1), "bn": nn.BatchNorm2d(8), "tail": tail()}
     before = Net(lambda m, x: m.tail(m.bn(gate(m, m.a(x)))), **parts)
-    assert verdicts(before)["a.weight"].verdict == "not"
+    assert verdicts(before)["a.weight"].verdict == "sensitive"
     after = Net(lambda m, x: m.tail(gate(m, m.bn(m.a(x)))), **parts)
     assert verdicts(after)["a.weight"].verdict == "invariant"
 
@@ -271,7 +276,7 @@ def test_a_tied_convolution_is_invariant_only_if_all_its_uses_are_normed(normed)
         return m.tail(m.bn2(y) if normed else y)
 
     model = Net(run, conv=conv(8), bn1=nn.BatchNorm2d(8), bn2=nn.BatchNorm2d(8), tail=tail())
-    assert verdicts(model, (8, 9, 9))["conv.weight"].verdict == ("invariant" if normed else "not")
+    assert verdicts(model, (8, 9, 9))["conv.weight"].verdict == ("invariant" if normed else "sensitive")
 
 
 # 9. SyncBatchNorm
@@ -329,7 +334,7 @@ def test_invariance_hidden_from_autograd_is_seen_by_the_function():
     assert (detached.verdict, detached.cause) == ("invariant", "other")
     assert detached.cosine > 1e-3
     assert verdicts(StraightThrough(), (6,))["weight"].verdict == "degenerate"
-    assert verdicts(Quantised(), (6,))["weight"].verdict == "not"
+    assert verdicts(Quantised(), (6,))["weight"].verdict == "sensitive"
 
 
 # 11. Precision, layout, wrappers
@@ -342,7 +347,7 @@ def test_the_precision_of_the_model_does_not_matter(dtype):
         result = audit(model, input_size=IMAGE)
     assert result.invariant == ("0.weight",)
     assert result["0.weight"].cosine < 1e-12
-    assert result["0.bias"].verdict == "null"
+    assert result["0.bias"].verdict == "unused"
 
 
 def test_casts_within_the_model_do_not_blur_the_evidence():

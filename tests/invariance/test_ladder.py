@@ -168,7 +168,7 @@ def test_tied_weights_are_one_parameter():
     model[3].weight = model[0].weight
     result = audit(model, input_size=(6,))
     assert [weight.name for weight in result.weights] == ["0.weight", "1.weight", "1.bias"]
-    assert result["0.weight"].verdict == "not"
+    assert result["0.weight"].verdict == "sensitive"
 
 
 def test_reparametrised_weights():
@@ -195,7 +195,7 @@ def test_plain_networks_are_answered_without_a_forward_pass():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
     result = audit(model)
     assert result.input_size is None
-    assert {weight.verdict for weight in result.weights} == {"not"}
+    assert {weight.verdict for weight in result.weights} == {"sensitive"}
     assert result.certificate == {"tensor": None, "filter": None}
 
 

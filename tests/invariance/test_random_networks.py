@@ -12,7 +12,7 @@ from tests.invariance.truth import functional_truth
 SHAPE = (3, 12, 12)
 POINTS = 5
 #: What is true at one point only: what is felt anywhere is felt.
-ORDER = ("not", "invariant", "degenerate", "null")
+ORDER = ("sensitive", "invariant", "degenerate", "unused")
 
 
 def drawn(seed, values):

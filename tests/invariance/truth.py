@@ -54,7 +54,7 @@ def _generic(model, generator):
 def functional_truth(
     model: nn.Module, input_shape, *, seed: int = 1234, only=None, well_posed: bool = False
 ) -> dict[str, str]:
-    """Returns `invariant`, `degenerate`, `null` or `not` for every parameter (or `only` some), by its definition.
+    """Returns `invariant`, `degenerate`, `unused` or `sensitive` for every parameter (or `only` some), by its definition.
 
     With `well_posed` nothing is returned where the outputs are no function of the parameters to ten digits: without
     eps, a normalised channel that is constant but for rounding becomes noise.
@@ -103,7 +103,7 @@ def functional_truth(
                 continue
             value = parameter.data
             if felt(parameter, 1.9 * value) or felt(parameter, 0.3 * value):
-                verdicts[name] = "not"
+                verdicts[name] = "sensitive"
                 continue
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             positive = torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5
@@ -112,7 +112,7 @@ def functional_truth(
             elif felt(parameter, -value) or felt(parameter, noise):
                 verdicts[name] = "degenerate"
             else:
-                verdicts[name] = "null"
+                verdicts[name] = "unused"
     return verdicts
 
 

@@ -90,7 +90,7 @@ def trained(make: Callable[[], Loop], batches: int = 12, **options: Any) -> tupl
         ends.append([end, *(dict(module.state_dict()) for module in loop.other_modules)])
     assert tracker is not None
     assert witness is not None
-    tracker.detach()
+    tracker.finish()
     assert_same_bits(ends[0], ends[1])
     return witness, read_run(tracker.folder)
 
@@ -99,7 +99,7 @@ def assert_equal_to_float64(
     witness: Witness,
     run: Run,
     names: Sequence[str] = WEIGHTS,
-    families: Sequence[str] = ("angle", "norm", "grad"),
+    families: Sequence[str] = ("angle", "norm", "effective_grad"),
     rtol: float = 1e-6,
     first: int = 0,
 ) -> None:
@@ -108,7 +108,7 @@ def assert_equal_to_float64(
     Args:
         first: The recorded step before the witness's first.
     """
-    references = {"angle": witness.angle, "norm": witness.norm, "grad": witness.effective_gradient}
+    references = {"angle": witness.angle, "norm": witness.norm, "effective_grad": witness.effective_gradient}
     assert {weight.name for weight in run.info.weights} >= set(names)
     for weight in run.info.weights:
         if weight.name not in names:

@@ -58,7 +58,7 @@ def test_value_clipping_is_seen_and_said_once(capsys: pytest.CaptureFixture[str]
     assert set(run.overview["smd/clipped"]) == {1.0}
     # What the flag is for: the gradient has left the tangent.
     assert max(witness.cosine(name, 12) for name in WEIGHTS) > 1e-3
-    assert run.overview["smd/orthogonality"][-1] == pytest.approx(
+    assert run.overview["smd/orthogonality_residual"][-1] == pytest.approx(
         max(witness.cosine(name, 12) for name in WEIGHTS), rel=1e-5
     )
     assert capsys.readouterr().err.count("clipped by value") == 1

@@ -64,7 +64,7 @@ def launched(folder: Path, mode: str) -> Run:
             "local",
             "--every",
             "2",
-            "--dir",
+            "--folder",
             str(folder / "runs"),
             "-m",
             "tests.loops.two_ranks",
@@ -125,14 +125,14 @@ def test_the_record_equals_that_of_one_process_and_training_is_unchanged(
         for family, reference in (
             ("angle", witness.angle),
             ("norm", witness.norm),
-            ("grad", witness.effective_gradient),
+            ("effective_grad", witness.effective_gradient),
         ):
             expected = [reference(weight.name, step) for step in range(1, 9)]
             np.testing.assert_allclose(run.values[family][:, index], expected, rtol=1e-5)
         # What eps leaves is subtracted, shard by shard: float64 shows it.
         cosines = [witness.cosine(weight.name, step) for step in range(1, 9)]
         assert min(cosines) > 1e-8
-        np.testing.assert_array_less(run.values["orthogonality"][:, index], 0.02 * np.max(cosines))
+        np.testing.assert_array_less(run.values["orthogonality_residual"][:, index], 0.02 * np.max(cosines))
         lag = run.values["angle_k3"][:, index]
         np.testing.assert_allclose(lag[[2, 5]], [witness.angle(weight.name, step, lag=3) for step in (3, 6)], rtol=1e-5)
     if optimizer == "sgd":

@@ -69,7 +69,7 @@ def test_two_optimizers_on_the_parts_of_one_model_have_a_record_each() -> None:
             for optimizer in optimizers:
                 plain_step(model, optimizer)
         for _, tracker in seen:
-            tracker.detach()
+            tracker.finish()
         return everything(model, optimizers), seen
 
     (without, _), (with_trackers, seen) = final(False), final(True)
@@ -93,7 +93,7 @@ def test_two_models_side_by_side() -> None:
         for model, optimizer, _, _ in seen:
             plain_step(model, optimizer)
     for _, _, witness, tracker in seen:
-        tracker.detach()
+        tracker.finish()
         assert_equal_to_float64(witness, read_run(tracker.folder))
 
 
@@ -141,7 +141,7 @@ def test_memory_is_given_back_at_the_end() -> None:
     optimizer = sgd(model)
     tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"])
     plain_step(model, optimizer)
-    tracker.detach()
+    tracker.finish()
     gone = weakref.ref(model[0].weight)
     del tracker, optimizer, model
     gc.collect()

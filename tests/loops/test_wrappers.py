@@ -139,7 +139,7 @@ def test_a_step_compiled_into_one_graph_is_refused_in_one_line_and_goes_on() -> 
                 optimizer.zero_grad()
                 plain_step(other, plain_one)
             for tracker in trackers:
-                tracker.detach()
+                tracker.finish()
         if watched:
             assert trackers[0].summary() is None
             assert read_run(trackers[1].folder).steps.tolist() == [1, 2, 3]
@@ -202,8 +202,8 @@ def test_a_closure_of_one_evaluation() -> None:
 
     witness, run = trained(make)
     assert_equal_to_float64(witness, run, families=("angle", "norm"))
-    assert np.isfinite(run.values["grad"]).all()
-    assert run.values["orthogonality"].max() < 1e-5
+    assert np.isfinite(run.values["effective_grad"]).all()
+    assert run.values["orthogonality_residual"].max() < 1e-5
 
 
 def test_lbfgs() -> None:
@@ -225,7 +225,7 @@ def test_lbfgs() -> None:
     assert_equal_to_float64(witness, run, families=("angle", "norm"))
     assert np.isnan(run.values["angle_eq"]).all()
     # Its gradients are those of its last evaluation, wherever that was.
-    assert np.isnan(run.values["orthogonality"]).all()
+    assert np.isnan(run.values["orthogonality_residual"]).all()
     assert all(weight.line_reason for weight in run.info.weights)
 
 

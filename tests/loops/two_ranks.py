@@ -70,7 +70,7 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
         optimizer.step()
         optimizer.zero_grad()
     if tracker is not None:
-        tracker.detach()
+        tracker.finish()
     whole = {
         name: (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
         for name, value in model.state_dict().items()

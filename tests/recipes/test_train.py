@@ -233,7 +233,7 @@ def test_killed_and_resumed_under_smdtrack_the_curve_is_that_of_an_unbroken_run(
         goes_on = ("--resume-run", str(resume_run)) if resume_run else ()
         options = (*TINY_MOMENTUM, "--drop-path", "0.1", "--epochs", "3", "--output", output, "--experiment", "run")
         return [
-            *(sys.executable, "-m", "smdtrack", "run", "--sink", "local", "--every", "1", "--dir", f"{output}-runs"),
+            *(sys.executable, "-m", "smdtrack", "run", "--sink", "local", "--every", "1", "--folder", f"{output}-runs"),
             *(*goes_on, str(RECIPES / "train.py"), *options, *argv),
         ]
 
@@ -256,7 +256,7 @@ def test_killed_and_resumed_under_smdtrack_the_curve_is_that_of_an_unbroken_run(
     # What was not flushed before the kill and lies before the checkpoint is lost; nothing else is.
     assert joined.steps.tolist()[-2 * updates :] == list(range(updates + 1, 3 * updates + 1))
     there = np.searchsorted(unbroken.steps, joined.steps)
-    for family in ("angle", "norm", "grad"):
+    for family in ("angle", "norm", "effective_grad"):
         np.testing.assert_array_equal(joined.values[family], unbroken.values[family][there])
 
 

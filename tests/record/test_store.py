@@ -116,7 +116,7 @@ def test_reading_what_is_no_run_says_so(tmp_path):
 
 def test_a_folder_that_cannot_be_made_says_which_option_helps(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SmdtrackError, match="choose another folder with --dir"):
+    with pytest.raises(SmdtrackError, match="choose another folder"):
         new_run_folder(tmp_path / "file", "net")
 
 

@@ -30,7 +30,9 @@ def test_drift_corrected_line_of_a_window_is_that_of_a_simulated_run():
         angle_eq=np.full(len(sampled), np.sqrt(2 * gamma)),
     )
     row = summarize(run).weights[0]
-    assert abs(row.eq_ratio - 1) > 0.2, "out of equilibrium: the plain line must be off for this test to mean anything"
+    assert abs(row.angle_ratio - 1) > 0.2, (
+        "out of equilibrium: the plain line must be off for this test to mean anything"
+    )
     assert row.pred_ratio == pytest.approx(1, abs=0.01)
     assert row.equilibrium_step is None
 
@@ -43,8 +45,8 @@ def test_window_is_the_last_third_and_angles_are_rms():
     row = summary.weights[0]
     assert row.samples == 10
     assert row.angle == pytest.approx(np.sqrt((0.01**2 + 0.03**2) / 2))
-    assert row.eq_ratio == pytest.approx(row.angle / 0.02)
-    assert row.pred_ratio == pytest.approx(row.eq_ratio), "the norm stood still"
+    assert row.angle_ratio == pytest.approx(row.angle / 0.02)
+    assert row.pred_ratio == pytest.approx(row.angle_ratio), "the norm stood still"
 
 
 def test_window_begins_behind_the_last_jump_of_the_line():
@@ -52,7 +54,7 @@ def test_window_begins_behind_the_last_jump_of_the_line():
     line = np.where(np.arange(60) < 50, 0.02, 0.002)
     summary = summarize(make_run(steps, memory=19.0, angle=line, angle_eq=line))
     assert summary.first_step == 51
-    assert summary.weights[0].eq_ratio == pytest.approx(1)
+    assert summary.weights[0].angle_ratio == pytest.approx(1)
 
 
 def test_equilibrium_step_is_where_the_rolling_ratio_came_to_stay():
@@ -71,7 +73,7 @@ def test_verdict_counts_and_a_missing_line_is_said():
     assert settled.verdict.endswith("all are in equilibrium")
     without = summarize(make_run(steps, angle=np.full(30, 0.01)))
     assert "no line to compare with" in without.verdict
-    assert without.weights[0].eq_ratio is None
+    assert without.weights[0].angle_ratio is None
 
 
 def test_nothing_measured_is_no_summary():

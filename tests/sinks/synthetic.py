@@ -73,10 +73,10 @@ def make_samples(info: RunInfo, steps: int = 300, every: int = 10, seed: int = 0
             "angle_eq": equilibrium,
             "norm": norm,
             "norm_eq": norm_eq,
-            "grad": angle * norm,
+            "effective_grad": angle * norm,
             "memory": np.full(count, memory),
             "time_constant": np.full(count, 1 / (4 * decay)),
-            "orthogonality": np.full(count, 1e-7),
+            "orthogonality_residual": np.full(count, 1e-7),
         }
         overview = {
             "smd/angle_ratio_p10": float(np.percentile(ratio, 10)),
@@ -85,7 +85,7 @@ def make_samples(info: RunInfo, steps: int = 300, every: int = 10, seed: int = 0
             "smd/theory": 1.0,
             "smd/pred_ratio_p50": float(np.median(pred_ratio)),
             "smd/in_equilibrium": float(np.mean(np.abs(predicted / equilibrium - 1) < 0.1)),
-            "smd/orthogonality": float(1e-7 * random.uniform(0.5, 2)),
+            "smd/orthogonality_residual": float(1e-7 * random.uniform(0.5, 2)),
         }
         step = 1 + sample * every
         yield Sample(step, START + 0.2 * step, values, overview)

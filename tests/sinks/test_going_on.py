@@ -83,7 +83,7 @@ def test_the_mlflow_run_goes_on_and_gets_what_it_was_owed(store: str, info: RunI
     found = histories(second)
     assert_no_step_twice(second)
     for weight, layer in enumerate(tracked.key for tracked in info.weights):
-        for family in ("angle", "angle_pred", "norm", "grad"):
+        for family in ("angle", "angle_pred", "norm", "effective_grad"):
             expected = [(sample.step, sample.values[family][weight]) for sample in samples]
             assert found[f"{family}/{layer}"] == expected
     run = second._client.get_run(second.where()["run_id"])

@@ -126,7 +126,7 @@ def test_offline_run_of_our_own(
         "angle_eq/*",
         "norm/*",
         "norm_eq/*",
-        "grad/*",
+        "effective_grad/*",
         "smd/*",
     }
     run = next(record["run"] for record in read if record["type"] == "run")

@@ -7,7 +7,7 @@ import timm.optim
 import torch
 from timm.optim import create_optimizer_v2
 
-from smdtrack.theory import identify, reference
+from smdtrack.theory import equilibrium_lines, identify
 from smdtrack.theory.catalogue import absent
 from tests.theory.comparison import uncompile
 
@@ -213,7 +213,7 @@ def test_the_line_of_coupled_decay_reads_the_state():
     squared = parameter.detach() ** 2
     factor = float((squared / corrected(state["exp_avg_sq"], state)).sum() / squared.sum())
     share_of_its_own = 0.1 * 0.01 / (1 - 0.9 * 0.99)
-    assert reference(optimizer)[0].decay_rate == pytest.approx(1e-4 * factor * (1 - share_of_its_own), rel=1e-4)
+    assert equilibrium_lines(optimizer)[0].decay_rate == pytest.approx(1e-4 * factor * (1 - share_of_its_own), rel=1e-4)
 
 
 def test_decoupled_optimizers_need_no_state():
@@ -229,7 +229,7 @@ def test_reference_gives_one_line_per_group():
     optimizer = torch.optim.SGD(
         [{"params": [weight()], "weight_decay": 1e-3}, {"params": [weight(8)], "weight_decay": 0.0}], lr=0.1
     )
-    lines = reference(optimizer)
+    lines = equilibrium_lines(optimizer)
     assert [bool(line.angular_update) for line in lines] == [True, False]
 
 

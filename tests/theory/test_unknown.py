@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from smdtrack.theory import calibration, identify, probing, reference
+from smdtrack.theory import calibration, equilibrium_lines, identify
+from smdtrack.theory import decay_response as probing
 from tests.theory.simulator import Simulation, at_equilibrium
 
 
@@ -105,11 +106,11 @@ def test_other_hyper_parameters_and_shapes_are_measured_anew(monkeypatch):
 @pytest.mark.parametrize("free", [False, True])
 def test_how_the_learning_rate_enters_the_decay_is_found_out(free):
     optimizer = Average([weight()], lr=0.05, weight_decay=1e-3, free=free)
-    assert reference(optimizer)[0].decay_rate == pytest.approx(1e-3 if free else 5e-5, rel=0.01)
+    assert equilibrium_lines(optimizer)[0].decay_rate == pytest.approx(1e-3 if free else 5e-5, rel=0.01)
 
 
 def test_without_weight_decay_among_its_arguments_there_is_no_equilibrium():
-    line = reference(WithoutDecay([weight()]))[0]
+    line = equilibrium_lines(WithoutDecay([weight()]))[0]
     assert line.memory == pytest.approx(1, abs=0.02)
     assert line.decay_rate == 0
     assert "no equilibrium" in line.reason

@@ -69,7 +69,7 @@ def final(watched: bool, **options: Any) -> tuple[dict[str, Any], list[str], Tra
             tracker = smdtrack.watch(model, optimizer, **{"every": 1, "sinks": ["local"], **options})
         train(model, optimizer, STEPS)
         if tracker is not None:
-            tracker.detach()
+            tracker.finish()
     said = [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
     return everything(model, [optimizer]), said, tracker
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> N
             optimizer.state_dict()
             train(model, optimizer, 3)
             if tracker is not None:
-                tracker.detach()
+                tracker.finish()
                 assert read_run(tracker.folder).steps.tolist() == [1, 2, 3, 4, 5, 6]
         return everything(model, [optimizer]), [str(warning.message) for warning in caught]
 
@@ -281,7 +281,7 @@ def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if tracker is not None:
-                tracker.detach()
+                tracker.finish()
         return everything(model, [optimizer]), [str(w.message) for w in caught]
 
     (without, _), (with_smdtrack, messages) = ending(False), ending(True)
@@ -305,6 +305,6 @@ def test_a_stderr_that_is_closed(action: str, monkeypatch: pytest.MonkeyPatch) -
             tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
             train(model, optimizer, 3)
             if tracker is not None:
-                tracker.detach()
+                tracker.finish()
         ends.append(everything(model, [optimizer]))
     assert_same_bits(*ends)

@@ -230,7 +230,7 @@ def test_on_a_gpu_no_step_waits_and_the_numbers_are_float64_s(backend: str, cuda
         F.cross_entropy(model(images), labels).backward()
         without_waiting(optimizer.step)
         optimizer.zero_grad()
-    tracker.detach()
+    tracker.finish()
     run = read_run(tracker.folder)
     for weight in run.info.weights:
         steps, values = run.series(f"angle/{weight.key}")

@@ -89,7 +89,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, size: 
 
 def columns(run: Run) -> dict[str, np.ndarray]:
     names = [weight.name for weight in run.info.weights]
-    return {name: run.values["orthogonality"][:, column] for column, name in enumerate(names)}
+    return {name: run.values["orthogonality_residual"][:, column] for column, name in enumerate(names)}
 
 
 @pytest.mark.parametrize(("name", "shrink"), [("test_resnet", 0.02), ("starnet_s050", 1.0)])
@@ -249,7 +249,7 @@ def test_a_weight_that_the_loss_begins_to_penalise_is_reported(tmp_path: Path) -
             train(model, optimizer, 15)
             penalised(25)
     assert messages(caught) == [
-        "no longer scale-invariant: 3: their gradients are no longer orthogonal to them (smd/orthogonality); the lines "
+        "no longer scale-invariant: 3: their gradients are no longer orthogonal to them (smd/orthogonality_residual); the lines "
         "are off"
     ]
     share = np.nan_to_num(read_run(tracker.folder).overview["smd/not_invariant"])

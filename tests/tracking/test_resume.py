@@ -33,7 +33,7 @@ def first_part(make: Callable[[nn.Module], torch.optim.Optimizer], steps: int = 
     train(model, optimizer, 7)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "checkpoint.pt")
     train(model, optimizer, steps - 7)
-    tracker.detach("failed")
+    tracker.finish("failed")
     assert tracker.folder is not None
     return tracker.folder
 

@@ -67,7 +67,7 @@ def real() -> tuple[Witness, smdtrack.Tracker, MemorySink]:
         for _ in range(30):
             train(model, optimizer, 1, size=24)
             schedule.step()
-        tracker.detach()
+        tracker.finish()
     finally:
         os.chdir(here)
     return witness, tracker, sink
@@ -92,7 +92,7 @@ def test_angle_norm_and_gradient_equal_float64(real: tuple[Witness, smdtrack.Tra
         for family, reference in (
             ("angle", witness.angle),
             ("norm", witness.norm),
-            ("grad", witness.effective_gradient),
+            ("effective_grad", witness.effective_gradient),
         ):
             steps, values = run.series(f"{family}/{weight.key}")
             expected = [reference(weight.name, step) for step in steps.tolist()]
@@ -164,7 +164,7 @@ def test_training_is_the_same_bits_with_and_without(model: str, drop_path: float
             tracker = smdtrack.watch(network, optimizer, every=2, sinks=["local"], lags=[2])
         train(network, optimizer, 4, size=32)
         if tracker is not None:
-            tracker.detach()
+            tracker.finish()
             assert len(tracker.selection.weights) == 20
             assert tracker.summary() is not None
         return everything(network, [optimizer])
@@ -185,10 +185,10 @@ def test_watching_again_returns_the_tracker_that_is_there() -> None:
     optimizer = sgd(model)
     tracker = smdtrack.watch(model, optimizer, sinks=["local"])
     assert smdtrack.watch(model, optimizer, every=3) is tracker
-    tracker.detach()
+    tracker.finish()
     other = smdtrack.watch(model, optimizer, sinks=["local"])
     assert other is not tracker
-    other.detach()
+    other.finish()
 
 
 def test_as_a_context_manager_it_ends_with_the_status_of_the_block() -> None:
@@ -212,8 +212,8 @@ def test_detach_takes_the_hooks_out_and_records_no_more() -> None:
     optimizer = sgd(model)
     tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"])
     train(model, optimizer, 2)
-    tracker.detach()
-    tracker.detach()
+    tracker.finish()
+    tracker.finish()
     train(model, optimizer, 3)
     assert read_run(tracker.folder).steps.tolist() == [1, 2]
     after = len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
@@ -248,7 +248,7 @@ def test_include_and_exclude_choose_weights() -> None:
 def test_schedules(every: object, warmup: int, expected: list[int]) -> None:
     model = tiny()
     optimizer = sgd(model)
-    with smdtrack.watch(model, optimizer, every=every, warmup_samples=warmup, sinks=["local"]) as tracker:
+    with smdtrack.watch(model, optimizer, every=every, first_steps=warmup, sinks=["local"]) as tracker:
         train(model, optimizer, 12)
     assert read_run(tracker.folder).steps.tolist() == expected
 
@@ -259,7 +259,7 @@ def test_schedules(every: object, warmup: int, expected: list[int]) -> None:
         ({"every": 0}, "every=0"),
         ({"every": 2.5}, "every=2.5"),
         ({"every": "10"}, "every='10'"),
-        ({"warmup_samples": -1}, "warmup_samples=-1"),
+        ({"first_steps": -1}, "first_steps=-1"),
         ({"lags": [1]}, "lags: 1"),
         ({"lags": ["5"]}, "lags: '5'"),
         ({"include": ["conv*"]}, "include 'conv*' matches no scale-invariant weight; there are 0.weight, 3.weight"),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from torch import nn
 from torch.optim import Optimizer
 
-from smdtrack.notices import SmdtrackError, notify
+from smdtrack.notices import SmdtrackError, notify, reason_of
 from smdtrack.optimizers import parameters_of
 from smdtrack.tracking.attach.input_capture import InputCapture
 from smdtrack.tracking.attach.model_discovery import models_of
@@ -48,7 +48,7 @@ class Instrumentation:
         for capture in self._waiting.values():
             capture.remove()
         for tracker in self.trackers:
-            tracker.detach(status)
+            tracker.finish(status)
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """At an optimizer's first step puts a tracker on it."""
@@ -75,8 +75,7 @@ class Instrumentation:
                     with suppress(OSError, ValueError):  # nobody listens any more
                         self._announce(tracker)
         except Exception as error:
-            reason = str(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {error}"
-            notify(f"{type(optimizer).__name__} is not tracked: {reason}")
+            notify(f"{type(optimizer).__name__} is not tracked: {reason_of(error)}")
             self._known[optimizer] = None
 
     def after_step(self, optimizer: Optimizer, has_closure: bool) -> None:
@@ -120,7 +119,7 @@ class Instrumentation:
         if not tracker.selection.weights:
             what = "no globs leave a" if tracker.selection.candidates else f"{tracker.selection.model_name} has no"
             notify(f"{type(optimizer).__name__} is not tracked: {what} scale-invariant weight to track")
-            tracker.detach()
+            tracker.finish()
             self._known[optimizer] = None
             return None
         self.trackers.append(tracker)

@@ -21,7 +21,7 @@ class Options:
     """
 
     every: int | Schedule = 5
-    warmup_samples: int = 0
+    first_steps: int = 0
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     lags: Sequence[int] = ()
@@ -44,7 +44,7 @@ class Options:
     def schedule(self) -> Schedule:
         """Returns the sampling schedule."""
         if isinstance(self.every, int):
-            return EverySteps(self.every, self.warmup_samples)
+            return EverySteps(self.every, self.first_steps)
         if not callable(self.every):
             raise SmdtrackError(f"every={self.every!r}: a whole number of steps or a callable step -> bool is needed")
         return self.every

@@ -14,20 +14,20 @@ class EverySteps:
 
     Attributes:
         every: A sample every so many optimizer steps.
-        warmup_samples: So many first steps are all sampled.
+        first_steps: So many first steps are all sampled.
 
     Raises:
-        SmdtrackError: If `every` is below 1 or `warmup_samples` below 0.
+        SmdtrackError: If `every` is below 1 or `first_steps` below 0.
     """
 
     every: int = 5
-    warmup_samples: int = 0
+    first_steps: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, int) or self.every < 1:
             raise SmdtrackError(f"every={self.every!r}: a whole number of optimizer steps is needed, 1 or more")
-        if not isinstance(self.warmup_samples, int) or self.warmup_samples < 0:
-            raise SmdtrackError(f"warmup_samples={self.warmup_samples!r}: a whole number is needed, 0 or more")
+        if not isinstance(self.first_steps, int) or self.first_steps < 0:
+            raise SmdtrackError(f"first_steps={self.first_steps!r}: a whole number is needed, 0 or more")
 
     def __call__(self, step: int) -> bool:
-        return step <= self.warmup_samples or step % self.every == 0
+        return step <= self.first_steps or step % self.every == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from smdtrack.notices import SmdtrackError, notify
+from smdtrack.notices import notify, reason_of
 from smdtrack.optimizers import inner_optimizer
 from smdtrack.record.checkpoints import Checkpoint, find_checkpoint, step_of
 from smdtrack.record.run import RunInfo
@@ -38,13 +38,13 @@ class Tracker:
     | `angle_pred/<w>` | drift-corrected line: theory at the present rate of change of the norm |
     | `angle_eq/<w>` | equilibrium line under the present lr, weight decay, momentum |
     | `norm/<w>`, `norm_eq/<w>` | weight norm, and the norm at which it would stand still under the present gradients |
-    | `grad/<w>` | effective gradient norm, `||g|| ||w||` |
+    | `effective_grad/<w>` | effective gradient norm, `||g|| ||w||` |
     | `angle_k<K>/<w>` | angle over K steps, for `lags` |
     | `smd/angle_ratio_p10`, `_p50`, `_p90` | measured / equilibrium over the weights |
     | `smd/theory` | 1, the line to hold the ratios against |
     | `smd/pred_ratio_p50` | measured / drift-corrected, median |
     | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over fifty samples) |
-    | `smd/orthogonality` | largest |cos| between gradient and weight but for what batch norm's eps accounts for: a live
+    | `smd/orthogonality_residual` | largest |cos| between gradient and weight but for what batch norm's eps accounts for: a live
       check that the weights are invariant |
     | `smd/not_invariant` | share of weights that have stopped being invariant; absent while there are none |
     | `smd/below_floor` | share of weights whose angle drowns in the rounding of their storage (bf16: 5e-3 rad) |
@@ -107,14 +107,14 @@ class Tracker:
 
     def summary(self) -> Summary | None:
         """Returns measured against predicted per weight; ends the tracking first if it still goes on."""
-        self.detach()
+        self.finish()
         return self._writer.summary if self._writer is not None else None
 
     def hints(self) -> list[str]:
         """Returns the commands and addresses that show the run in its trackers, once it has ended."""
         return self._writer.hints() if self._writer is not None else []
 
-    def detach(self, status: str = "finished") -> None:
+    def finish(self, status: str = "finished") -> None:
         """Ends the tracking: takes the hooks out, writes what is left. A second call does nothing.
 
         Args:
@@ -145,7 +145,7 @@ class Tracker:
         trace: TracebackType | None,
     ) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.detach("interrupted" if interrupted else "failed" if kind else "finished")
+        self.finish("interrupted" if interrupted else "failed" if kind else "finished")
 
     # The hooks. Nothing may leave them: a fault ends the measuring, never the training.
 
@@ -276,8 +276,7 @@ class Tracker:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        reason = str(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {error}"
-        notify(f"measuring stopped at step {self._step or 1} ({reason}); training goes on")
+        notify(f"measuring stopped at step {self._step or 1} ({reason_of(error)}); training goes on")
         self._stopped = True
         if self._due and self._step is not None:
             self._measurer.open_windows(self._step)

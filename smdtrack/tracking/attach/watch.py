@@ -31,7 +31,7 @@ def watch(
     optimizer: Optimizer,
     *,
     every: int | Schedule = 5,
-    warmup_samples: int = 0,
+    first_steps: int = 0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     lags: Sequence[int] = (),
@@ -45,7 +45,7 @@ def watch(
     """Tracks the angular update of a model's scale-invariant weights while an optimizer trains it.
 
     Finds the weights (on a copy), then measures around every sampled `optimizer.step()`. Training is not changed by a
-    bit. Use as a context manager, or call `.detach()` at the end; `.summary()` returns the table. Watching the same
+    bit. Use as a context manager, or call `.finish()` at the end; `.summary()` returns the table. Watching the same
     optimizer again returns the tracker that is there.
 
     In a distributed run rank 0 measures. Sharded weights (FSDP2) are measured by all ranks: call it, and detach, on
@@ -58,7 +58,7 @@ def watch(
         model: The model, wrapped (DDP, compiled) or not.
         optimizer: The optimizer that steps its parameters.
         every: A sample every so many optimizer steps, or a callable from the step (from 1) to whether it is sampled.
-        warmup_samples: So many first steps are all sampled, where `every` is a number.
+        first_steps: So many first steps are all sampled, where `every` is a number.
         include: Globs of parameter names (`layer1.*`); none: all scale-invariant weights.
         exclude: Globs of parameter names to leave out.
         lags: Further numbers of steps K over which the angle is measured (`angle_k<K>/...`).
@@ -77,7 +77,7 @@ def watch(
     known = next((tracker for tracker in _open_trackers() if tracker.optimizer is optimizer), None)
     if known is not None:
         return known
-    options = Options(every, warmup_samples, include, exclude, lags, sinks, folder, name, params or {}, resume_run)
+    options = Options(every, first_steps, include, exclude, lags, sinks, folder, name, params or {}, resume_run)
     return start(model, optimizer, options, example_input)
 
 
@@ -124,4 +124,4 @@ def _detach_all() -> None:
     failure = getattr(sys, "last_type", None)
     interrupted = failure is not None and issubclass(failure, KeyboardInterrupt)
     for tracker in _open_trackers():
-        tracker.detach("interrupted" if interrupted else "failed" if failure else "finished")
+        tracker.finish("interrupted" if interrupted else "failed" if failure else "finished")

@@ -69,7 +69,9 @@ class LiveCheck:
         limit = np.maximum(LEAST, GROWTH * np.nan_to_num(_median(self._first)))
         # The median: a few odd steps are no new state.
         found: np.ndarray = _median(self._recent) > limit
-        self._report(found, "their gradients are no longer orthogonal to them (smd/orthogonality); the lines are off")
+        self._report(
+            found, "their gradients are no longer orthogonal to them (smd/orthogonality_residual); the lines are off"
+        )
         return found
 
     def _report(self, found: np.ndarray, why: str) -> None:

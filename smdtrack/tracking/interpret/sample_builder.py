@@ -91,11 +91,11 @@ class SampleBuilder:
             "angle_eq": angle_eq,
             "norm": norm,
             "norm_eq": np.where(np.isfinite(angle_eq), norm_eq, np.nan),
-            "grad": gradient,
+            "effective_grad": gradient,
             # Where a trust ratio ties the step to the norm, the angle does not follow from drift and memory alone.
             "memory": _column(None if line is None or line.trust is not None else line.memory for line in lines),
             "time_constant": _column(None if line is None else line.time_constant for line in lines),
-            "orthogonality": residual,
+            "orthogonality_residual": residual,
         }
         for lag, reading in measurement.lags.items():
             values[f"angle_k{lag}"] = _angles(reading.moments())
@@ -227,9 +227,9 @@ def _overview(values: Mapping[str, Floats], rolling_angle: Floats, rolling_eq: F
         overview["smd/pred_ratio_p50"] = float(np.median(to_drift_corrected))
     if len(settled):
         overview["smd/in_equilibrium"] = float(np.mean(np.abs(settled - 1) <= EQUILIBRIUM_BAND))
-    residual = _finite(values["orthogonality"])
+    residual = _finite(values["orthogonality_residual"])
     if len(residual):
-        overview["smd/orthogonality"] = float(residual.max())
+        overview["smd/orthogonality_residual"] = float(residual.max())
     return overview
 
 
