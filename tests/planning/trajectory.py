@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smdtrack.planning.lr_schedule import Piece
+from smdtrack.planning.lr_schedule import LrSegment
 from smdtrack.theory.line import Line
 
 
-def rates(schedule: Iterable[Piece]) -> Iterator[float]:
+def rates(schedule: Iterable[LrSegment]) -> Iterator[float]:
     """The learning rate of every optimizer step of a schedule."""
-    for piece in schedule:
-        yield from repeat(piece.lr, piece.steps)
+    for segment in schedule:
+        yield from repeat(segment.lr, segment.steps)
 
 
 @dataclass(frozen=True)
