@@ -1,4 +1,4 @@
-"""Trajectories from sampled gradient moments, under timm's own schedules."""
+"""The oracle itself: trajectories from sampled gradient sizes, against simulations under timm's schedules."""
 
 import math
 
@@ -33,8 +33,8 @@ ALL = [
 
 
 @pytest.mark.parametrize(("name", "schedule"), ALL)
-def test_the_runs_own_gradients_give_its_norm_and_angle(name, schedule):
-    """Gradients that grow twofold over the run, and are seen at every tenth step only."""
+def test_norm_and_angle_follow_from_the_sampled_gradients(name, schedule):
+    """The gradients double over the run and are sampled at every tenth step."""
     case = RUNS[name]
     settings = {
         "epochs": 20,
