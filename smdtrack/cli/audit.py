@@ -15,7 +15,6 @@ from smdtrack.cli._audit_work import Failure, Request, audited, audited_all
 from smdtrack.cli._zoo import checked_device, model_names, read_checkpoint
 from smdtrack.invariance import VERDICTS, Audit
 
-
 #: Columns of a table in a file or a pipe.
 _PIPE_WIDTH = 1000
 
