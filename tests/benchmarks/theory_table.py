@@ -12,7 +12,7 @@ import timm.optim
 import torch
 
 from tests.theory.cases import CASES
-from tests.theory.comparison import compare
+from tests.theory.compare import compare
 
 ABSENT = "not installable here"
 

@@ -96,10 +96,9 @@ class Simulation:
 
     def line(self):
         """The line at the present state."""
-        factors = self.family.state_factors([self.weight], [self.state], self.group) if self.state else None
-        return self.family.line(
-            self.group, tuple(self.weight.shape), state_factor=float(factors[0]) if factors else None
-        )
+        pulls = self.family.decay_pulls([self.weight], [self.state], self.group) if self.state else None
+        factor = float(pulls[0] / self.weight.detach().square().sum()) if pulls else None
+        return self.family.line(self.group, tuple(self.weight.shape), state_factor=factor)
 
     def rescale(self, factor: float) -> None:
         """Multiplies the weight, as if it had grown there."""

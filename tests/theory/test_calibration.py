@@ -6,8 +6,7 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 
-from smdtrack.theory import calibration, identify
-from smdtrack.theory import updates as up
+from smdtrack.theory import calibration, filters, identify
 from smdtrack.theory.calibration import calibrated
 
 
@@ -18,9 +17,9 @@ def made(name, **arguments):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("sgd", up.nesterov(0.9)),
-        ("adamw", up.average(0.9)),
-        ("lion", up.lion(0.9, 0.99)),
+        ("sgd", filters.nesterov(0.9)),
+        ("adamw", filters.moving_average(0.9)),
+        ("lion", filters.lion(0.9, 0.99)),
     ],
 )
 def test_a_run_finds_the_memory_that_theory_gives(name, expected):

@@ -6,7 +6,7 @@ import pytest
 
 from smdtrack.cli._recipe import DEFAULTS
 from smdtrack.planning.lr_schedule import optimizer_of, pieces
-from tests.theory.comparison import build
+from tests.theory.compare import build
 from tests.theory.schedules import WINDOW
 from tests.theory.simulator import Simulation
 from tests.theory.test_transients import BETAS, RUNS, equilibrium_norm

@@ -7,7 +7,7 @@ import torch
 
 from smdtrack.planning.relaxation import Leg, relax
 from tests.theory.cases import Case
-from tests.theory.comparison import build
+from tests.theory.compare import build
 from tests.theory.schedules import SCHEDULES, WINDOW, windows
 from tests.theory.simulator import Simulation, angle_between, at_equilibrium
 from tests.theory.trajectory import trajectory
@@ -139,7 +139,7 @@ def test_no_trajectory_without_a_line():
     from timm.optim import create_optimizer_v2
 
     from smdtrack.theory import identify
-    from tests.theory.test_registry import weight
+    from tests.theory.test_family import weight
 
     optimizer = create_optimizer_v2([weight()], "madgrad", lr=0.1, weight_decay=0.1)
     line = identify(optimizer).line(optimizer.param_groups[0], (16, 16))
