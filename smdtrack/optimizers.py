@@ -44,7 +44,7 @@ def steps_taken(optimizer: Optimizer) -> int | None:
 
 
 def snapshot_of_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of a group's hyper-parameters; tensors, as a capturable learning rate, are copied on their device."""
+    """Returns a copy of a group's hyper-parameters; a tensor (a capturable learning rate) is copied on its device."""
     return {
         key: value.detach().clone() if isinstance(value, torch.Tensor) else value
         for key, value in group.items()

@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 
-from smdtrack.planning.relaxation import Leg, relax
+from tests.planning.trajectory import trajectory
 from tests.theory.cases import Case
 from tests.theory.compare import build
 from tests.theory.schedules import SCHEDULES, WINDOW, windows
 from tests.theory.simulator import Simulation, angle_between, at_equilibrium
-from tests.theory.trajectory import trajectory
 
 STEPS = 3000
 BETAS = (0.9, 0.99)
@@ -119,20 +118,6 @@ def test_k_small_steps_against_one_step_of_the_k_fold_batch_and_rate(k, ratio):
     measured = math.sqrt(sum(over_k) / len(over_k)) / large.run(steps, sample=0).angle
     assert measured == pytest.approx(ratio, rel=0.02)
     assert small.line().linear_scaling_ratio(k) == pytest.approx(ratio, abs=0.005)
-
-
-def test_legs_before_training_agree_with_the_recursion():
-    case = RUNS["momentum"]
-    simulation = Simulation(build(case))
-    line = simulation.line()
-    tenth = simulation.family.line({**simulation.group, "lr": case.lr / 10}, (32, 32))
-    (norm, angle), (later_norm, later_angle) = relax([Leg(4000, line), Leg(1000, tenth)], line)
-    assert norm == pytest.approx(1.0)
-    assert angle == pytest.approx(line.angular_update)
-    home = equilibrium_norm(line)
-    points = list(trajectory([line] * 4000 + [tenth] * 1001, [1.0] * 5001, home))
-    assert later_norm == pytest.approx(points[-1].norm / home, rel=0.005)
-    assert later_angle == pytest.approx(points[-1].angle, rel=0.01)
 
 
 def test_no_trajectory_without_a_line():

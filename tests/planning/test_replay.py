@@ -1,16 +1,16 @@
-"""Trajectories from sampled gradient moments, under timm's own schedules."""
+"""The oracle itself: trajectories from sampled gradient sizes, against simulations under timm's schedules."""
 
 import math
 
 import pytest
 
-from smdtrack.cli._recipe import DEFAULTS
-from smdtrack.planning.lr_schedule import optimizer_of, pieces
+from smdtrack.planning.lr_schedule import lr_segments, make_optimizer
+from smdtrack.planning.recipe import Recipe
+from tests.planning.trajectory import rates, replay
 from tests.theory.compare import build
 from tests.theory.schedules import WINDOW
 from tests.theory.simulator import Simulation
 from tests.theory.test_transients import BETAS, RUNS, equilibrium_norm
-from tests.theory.trajectory import rates, replay
 
 EVERY = 10
 STEPS_PER_EPOCH = 100
@@ -33,19 +33,19 @@ ALL = [
 
 
 @pytest.mark.parametrize(("name", "schedule"), ALL)
-def test_the_runs_own_gradients_give_its_norm_and_angle(name, schedule):
-    """Gradients that grow twofold over the run, and are seen at every tenth step only."""
+def test_norm_and_angle_follow_from_the_sampled_gradients(name, schedule):
+    """The gradients double over the run and are sampled at every tenth step."""
     case = RUNS[name]
-    options = {
-        **DEFAULTS,
+    settings = {
         "epochs": 20,
         "warmup_epochs": 3,
         "warmup_lr": case.lr / 100,
         "min_lr": case.lr / 50,
+        "opt_betas": case.arguments.get("betas"),
         **SCHEDULES[schedule],
     }
-    dummy = optimizer_of(name, case.lr, case.weight_decay, (32, 32), {"momentum": 0.9, **case.arguments})
-    learning_rates = list(rates(pieces(dummy, STEPS_PER_EPOCH, options)[0]))
+    recipe = Recipe(lr=case.lr, weight_decay=case.weight_decay, opt=name, **settings)
+    learning_rates = list(rates(lr_segments(make_optimizer(recipe, (32, 32)), recipe, STEPS_PER_EPOCH)[0]))
 
     start = 2 * equilibrium_norm(Simulation(build(case)).line())
     simulation = Simulation(build(case), norm=start)

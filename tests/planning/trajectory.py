@@ -1,17 +1,18 @@
-"""Norm and angle on their way: recursions driven by the gradients, for any schedule.
+"""Test oracle: norm and angle of a weight step by step, from the size of its gradients, under any schedule.
 
 Derived here. With r = ||w||^2 and P_t the squared length of the update,
 
     r_{t+1} = r_t (1 - 2 gamma_t) + G_t              Delta_t = sqrt(P_t / r_t)
 
-Where updates are a linear filter's, `u_t = sum_s c_s g_s` with c_s = lr_t h_{t-s} (over the root of the second moment
-where there is one), and what w_t has taken up of g_s so far is a_s = sum of the c_s of the steps before.
-Gradients being uncorrelated and orthogonal to w,
+If the optimizer is a linear filter, then `u_t = sum_s c_s g_s` with c_s = lr_t h_{t-s}, divided by the root of the
+second moment if the optimizer has one. The sum of the c_s of the earlier steps, a_s, is the multiple of g_s that w_t
+contains so far. With gradients that are uncorrelated in time and orthogonal to w,
 
     P_t = sum_s c_s^2 <g_s^2>        G_t = sum_s (2 a_s c_s + c_s^2) <g_s^2>,
 
-which follows warm-ups, tenfold drops and the filling of the momentum as they happen. `<g_s^2>` is `C^2 / r_s`, C the
-measured effective gradient. Elsewhere (calibrated updates) G = R P: good while the learning rate changes slowly.
+This holds through warm-ups, through drops of the learning rate and while the momentum buffer fills. `<g_s^2>` is
+`C^2 / r_s`, with C the measured effective gradient. For other optimizers (calibrated updates) G = R P, which assumes
+that the learning rate changes slowly.
 """
 
 import math
@@ -23,19 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smdtrack.planning.lr_schedule import Piece
+from smdtrack.planning.lr_schedule import LrSegment
 from smdtrack.theory.line import Line
 
 
-def rates(schedule: Iterable[Piece]) -> Iterator[float]:
+def rates(schedule: Iterable[LrSegment]) -> Iterator[float]:
     """The learning rate of every optimizer step of a schedule."""
-    for piece in schedule:
-        yield from repeat(piece.lr, piece.steps)
+    for segment in schedule:
+        yield from repeat(segment.lr, segment.steps)
 
 
 @dataclass(frozen=True)
 class Point:
-    """State of a weight before one step: its norm, and the angle (radian) that the step turns it."""
+    """A weight before one step: its norm, and the angle in radian by which the step turns it."""
 
     norm: float
     angle: float
@@ -97,9 +98,10 @@ def replay(
     coordinates: int | None = None,
     betas: tuple[float, float] | None = None,
 ) -> list[Point]:
-    """The trajectory that a run's own gradients give: what it would have done, were they white.
+    """Returns the trajectory for the sizes of gradients that a run has measured at some of its steps.
 
-    The squares of the measured gradients are interpolated between the sampled steps, and kept outside of them.
+    The squares of the measured sizes are interpolated linearly between the sampled steps. Before the first and after
+    the last sampled step they are constant.
 
     Args:
         lines: the line in force at each step, from the optimizer's first on (`schedule.rates` gives the learning rates
@@ -123,21 +125,21 @@ def replay(
 
 
 class _Memory:
-    """The gradients that a filter still remembers: their squares, and what the weight has taken up of each."""
+    """The gradients that a filter still holds: their squares, and the multiple of each that the weight contains."""
 
     def __init__(self, longest: int = 1024) -> None:
         self._longest = longest
         self._squares = torch.zeros(0, dtype=torch.float64, device="cpu")
-        self._taken = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self._contained = torch.zeros(0, dtype=torch.float64, device="cpu")
 
     def step(self, taps: Tensor, scale: float, present: float, decay_rate: float) -> tuple[float, float]:
-        """Takes in one gradient (its square); returns the update's power and the growth of ||w||^2. Newest first."""
+        """Adds the squared size of one gradient; returns the squared update and the growth of ||w||^2."""
         keep = min(self._squares.numel() + 1, taps.numel(), self._longest)
         self._squares = torch.cat([torch.tensor([present], dtype=torch.float64, device="cpu"), self._squares])[:keep]
         nothing = torch.zeros(1, dtype=torch.float64, device="cpu")
-        self._taken = torch.cat([nothing, self._taken])[:keep] * (1 - decay_rate)
+        self._contained = torch.cat([nothing, self._contained])[:keep] * (1 - decay_rate)
         coefficients = scale * taps[:keep]
         power = coefficients.square() * self._squares
-        growth = power + 2 * coefficients * self._taken * self._squares
-        self._taken = self._taken + coefficients
+        growth = power + 2 * coefficients * self._contained * self._squares
+        self._contained = self._contained + coefficients
         return float(power.sum()), float(growth.sum())
