@@ -121,7 +121,9 @@ def isolated() -> Iterator[None]:
         CannotRunError: If called from another thread than the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise CannotRunError("its hyper-parameters changed in mid-run, and nothing is run beside a training")
+        raise CannotRunError(
+            "its hyper-parameters changed during the training, and it cannot be calibrated while a training runs"
+        )
     compiling = getattr(torch.compiler, "set_stance", None)
     stance = compiling("force_eager") if compiling is not None else None
     usual = torch.get_default_dtype()

@@ -13,7 +13,7 @@ from smdtrack.theory.update_statistics import UpdateStatistics
 DERIVED = "derived here (general line: R from the impulse response)"
 ANY_GRADIENT = "exact for any autocorrelation of the gradients"
 WHITE = "gradients uncorrelated in time"
-ALL_AT_ONCE = "lr x wd takes away the whole weight in one step (gamma = {:.3g}): there is no equilibrium"
+ALL_AT_ONCE = "weight decay removes the whole weight in one step (gamma = {:.3g}): there is no equilibrium"
 NO_EQUILIBRIUM = "weight decay is 0: the norm only grows, there is no equilibrium; the drift-corrected line holds"
 IN_TRAINING = (
     "its decay rate depends on how large the gradients are: it is known only in training, from the optimizer's state"

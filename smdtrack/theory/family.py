@@ -191,7 +191,7 @@ class Family:
             dynamics = no_line(str(error), self.name)
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             # Hyper-parameters for which a formula is not defined must not end a training: there is no line.
-            dynamics = no_line(f"its hyper-parameters give none: {error}", self.name)
+            dynamics = no_line(f"no formula for these hyper-parameters: {error}", self.name)
         if settings.flag("corrected_weight_decay"):
             dynamics = _with_corrected_decay(dynamics)
         return inside_lookahead(dynamics, plain) if self._lookahead else dynamics

@@ -8,7 +8,7 @@ from smdtrack.theory.group_settings import GroupSettings, as_float
 from smdtrack.theory.update_statistics import UpdateStatistics
 
 KOSSON = "Kosson, Messmer, Jaggi: Rotational Equilibrium, 2305.17212 (ICML 2024)"
-SLOW_MOMENT = "second moment slow against the first, and fast against the norm"
+SLOW_MOMENT = "the second moment changes slowly compared with the first and quickly compared with the norm"
 FORMULA_AVERAGE = "2 lr wd (1-b1)/(1+b1)"
 FORMULA_STATE = "2 gamma/R, gamma = lr wd H <w^2/denom>/<w^2>"
 SIGNS = (
@@ -16,7 +16,8 @@ SIGNS = (
     "many coordinates, Gaussian",
 )
 NEWTON_STEP = (
-    "the step goes with the norm (gradient over Hessian): no norm is an equilibrium; the drift-corrected line holds"
+    "the step is proportional to the norm (gradient over Hessian), so that no norm is an equilibrium; "
+    "the drift-corrected line holds"
 )
 
 
@@ -44,7 +45,11 @@ def normalised(settings: GroupSettings, updates: UpdateStatistics, own_share: fl
         kind="from state",
         formula=FORMULA_STATE,
         source=DERIVED,
-        assumptions=(WHITE, SLOW_MOMENT, "gradients of like size in all coordinates (3 % off at lognormal(1))"),
+        assumptions=(
+            WHITE,
+            SLOW_MOMENT,
+            "gradients of similar size in all coordinates (3 % off if their sizes are lognormal(1))",
+        ),
     )
 
 

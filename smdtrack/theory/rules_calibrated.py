@@ -55,5 +55,8 @@ def unknown(settings: GroupSettings) -> Dynamics:
         kind="calibrated",
         formula="2 gamma / R, both measured on white noise",
         source=CALIBRATED,
-        assumptions=(WHITE, "an optimizer without a rule of its own: calibrated, its decay measured, too"),
+        assumptions=(
+            WHITE,
+            "an optimizer that smdtrack has no formula for: its memory and decay were calibrated by running it",
+        ),
     )

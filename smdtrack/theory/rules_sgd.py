@@ -6,7 +6,7 @@ from smdtrack.theory.group_settings import GroupSettings
 from smdtrack.theory.update_statistics import UpdateStatistics
 
 WAN = "Wan, Zhu, Zhang, Sun: Spherical Motion Dynamics, 2006.08419 (dampening: derived here)"
-SLOW_SCHEDULE = "learning rate changes slowly against 1/(1 - momentum) steps"
+SLOW_SCHEDULE = "the learning rate changes little within 1/(1 - momentum) steps"
 PROJECTED = "gradients orthogonal to the weight, so that every update is projected"
 
 

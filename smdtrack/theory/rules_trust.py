@@ -38,7 +38,7 @@ def lamb(settings: GroupSettings) -> Dynamics:
         return replace(
             as_adamw,
             title="LAMB (ratio clipped at 1)",
-            assumptions=("the trust ratio stands at its bound of 1, as it does at equilibrium for lr R > 2 wd",),
+            assumptions=("the trust ratio is clipped at 1, as it is at equilibrium for lr R > 2 wd",),
         )
     dynamics = Dynamics(
         updates,
