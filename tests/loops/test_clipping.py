@@ -7,6 +7,7 @@ import pytest
 import torch
 from timm.utils import dispatch_clip_grad
 
+from smdtrack.tracking.measure.clipping_traces import count_ties
 from tests.loops.harness import WEIGHTS, Loop, assert_equal_to_float64, column, loss_of, network, sgd, trained
 
 
@@ -106,15 +107,13 @@ def test_weights_that_the_step_does_not_move_have_no_value() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 40, 5000])
-def test_traces_are_counts_of_ties(size: int) -> None:
-    from smdtrack.tracking.measure.clipping_traces import traces
-
+def test_ties_are_counted(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     weight, gradient = (torch.randn(8, size, generator=generator) for _ in range(2))
     gradient.clamp_(-0.5, 0.5)
-    elements, _ = traces(weight, gradient)
+    elements, _ = count_ties(weight, gradient)
     assert int(elements) == int((gradient.abs().numpy() == np.float32(0.5)).sum())
     ratio = 0.01 * weight.norm(dim=1) / gradient.norm(dim=1)
     ratio[3:] *= 0.5
-    _, filters = traces(weight, gradient * ratio[:, None])
+    _, filters = count_ties(weight, gradient * ratio[:, None])
     assert int(filters) == 3

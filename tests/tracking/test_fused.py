@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 import smdtrack
 from smdtrack.record import read_run
+from smdtrack.tracking.interpret.step_values import step_values
 from smdtrack.tracking.measure import backends
 from smdtrack.tracking.measure.probe import Probe
+from smdtrack.tracking.measure.table import Row
 from tests.tracking.test_launches import weights_of
 from tests.tracking.witness import Witness
 
@@ -157,14 +159,14 @@ def test_on_a_gpu_the_sums_are_float64_s(dtype: torch.dtype, backend: str, cuda:
     probe.prepare([cuda])
     for _ in range(2):
         without_waiting(lambda: probe.begin(before, gradients))
-        reading = without_waiting(lambda: probe.end(after, along=vectors))
-    found = reading.numpy()
+        reading = without_waiting(lambda: probe.end(after, momentum=vectors))
+    found = [getattr(step_values(reading), row.name.lower()) for row in list(Row)[:6]]
     for column, weight in before.items():
         w, g, v = weight.double(), gradients[column].double(), vectors[column].double()
         d = after[column].double() - w
         for row, (left, right) in enumerate(((w, w), (w, g), (g, g), (w, d), (d, d), (d, v))):
             size = float(left.norm() * right.norm())
-            assert found[row, column] == pytest.approx(float((left * right).sum()), abs=1e-6 * size), (row, column)
+            assert found[row][column] == pytest.approx(float((left * right).sum()), abs=1e-6 * size), (row, column)
 
 
 @pytest.mark.gpu
@@ -175,11 +177,11 @@ def test_on_a_gpu_kernels_are_as_many_for_a_hundred_weights_as_for_ten(backend: 
         probe = Probe(count)
         for _ in range(2):
             probe.begin(weights, gradients)
-            probe.end(changed, along=vectors)
+            probe.end(changed, momentum=vectors)
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             probe.begin(weights, gradients)
-            probe.end(changed, along=vectors)
+            probe.end(changed, momentum=vectors)
             torch.cuda.synchronize()
         names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
@@ -202,7 +204,7 @@ def test_on_a_gpu_one_copy_of_the_weights_is_held(cuda: torch.device) -> None:
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     probe.begin(weights, gradients)
-    probe.end(weights, along=gradients).numpy()
+    step_values(probe.end(weights, momentum=gradients))
     size = sum(weight.nbytes for weight in weights.values())
     assert torch.cuda.max_memory_allocated() - held <= size + 2**20
 

@@ -249,8 +249,8 @@ def test_a_weight_that_the_loss_begins_to_penalise_is_reported(tmp_path: Path) -
             train(model, optimizer, 15)
             penalised(25)
     assert messages(caught) == [
-        "no longer scale-invariant: 3: their gradients are no longer orthogonal to them (smd/orthogonality_residual); the lines "
-        "are off"
+        "no longer scale-invariant: 3: their gradients are no longer orthogonal to them (smd/orthogonality_residual); "
+        "the lines are off"
     ]
     share = np.nan_to_num(read_run(tracker.folder).overview["smd/not_invariant"])
     assert share[:19].max() == 0
