@@ -1,7 +1,8 @@
 """No sampled step waits for the device. This is tested without a GPU, on fake tensors that pretend to lie on one.
 
 A dispatch mode sees the operations that make the host wait: reading a number, an operation whose shape depends on
-values, and a copy between host and device that is blocking or not from pinned memory. `test_fused.py` tests on a GPU.
+values, and a copy between host and device that is blocking or not from pinned memory. `test_triton_backend.py` has the
+tests on a GPU.
 """
 
 from collections import Counter
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from smdtrack.tracking.measure import backends
 from smdtrack.tracking.measure.step_measurer import StepMeasurer
-from tests.tracking.test_launches import FREE
+from tests.tracking.test_probe import FREE
 
 ASK = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "repeat_interleave"}
 CUDA = torch.device("cuda")
@@ -136,7 +137,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_no_sampled_step_waits_and_kernels_are_for_many_weights(make: Callable[[Any], Optimizer]) -> None:
+def test_no_sampled_step_waits_and_few_kernels_are_launched(make: Callable[[Any], Optimizer]) -> None:
     model, weights, norms = resnet()
     optimizer = make(model.parameters())
     optimizer.step()

@@ -1,6 +1,6 @@
 """Runs the CUDA backend on the CPU with Triton's interpreter, and prints its sums and those of float64 as JSON.
 
-TRITON_INTERPRET=1 python -m tests.tracking.interpreted
+TRITON_INTERPRET=1 python -m tests.tracking.triton_interpreter
 """
 
 import json
