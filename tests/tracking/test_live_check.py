@@ -53,7 +53,7 @@ class Reference:
 def tracked(
     model: nn.Module, folder: Path, size: int, steps: int, every: int = 1, shrink: float = 0.02
 ) -> tuple[Run, Reference]:
-    """Trains a model whose batch variances are of the order of eps, after its running variances have adapted to them."""
+    """Trains a model with batch variances of the order of eps, to which its running variances have adapted."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data.mul_(shrink)
