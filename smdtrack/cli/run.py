@@ -142,8 +142,8 @@ def _announce(tracker: Any) -> None:
     if tracker.resumed_from is not None:
         checkpoint = tracker.resumed_from
         click.echo(
-            f"smdtrack: the training continues from a checkpoint at step {checkpoint.step} of {checkpoint.folder}; it is"
-            f" recorded as a new run (to continue that record: --resume-run {shlex.quote(str(checkpoint.folder))})",
+            f"smdtrack: the training continues from a checkpoint at step {checkpoint.step} of {checkpoint.folder}; it"
+            f" is recorded as a new run (to continue that record: --resume-run {shlex.quote(str(checkpoint.folder))})",
             err=True,
         )
 

@@ -34,7 +34,7 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
 
 
 def held_by_others(optimizer: Optimizer) -> set[int]:
-    """Returns the `id`s of parameters that only other optimizers hold; one inside this one (Lookahead) does not count."""
+    """Returns the `id`s of parameters that only other optimizers hold, not counting those inside this one."""
     own = {id(parameter) for parameter in parameters_of(optimizer)}
     others = set()
     for other in _objects_of(Optimizer):

@@ -17,8 +17,9 @@ from smdtrack.sinks.protocol import Sink
 from smdtrack.sinks.writer import FLUSH_SAMPLES, Writer
 from smdtrack.tracking.attach.resume import StartingPoint
 from smdtrack.tracking.interpret.sample_builder import SampleBuilder
+from smdtrack.tracking.interpret.step_values import step_values
 from smdtrack.tracking.measure.measurement import Measurement
-from smdtrack.tracking.measure.probe import Reading
+from smdtrack.tracking.measure.table import Reading
 
 #: Seconds that a summary in mid-run waits for the writer's thread to build the samples that were submitted before.
 _WAIT_FOR_SAMPLES = 10.0
@@ -118,7 +119,7 @@ class Recording:
             item.set()
             return None
         if isinstance(item, _CheckpointReading):
-            squared_norms = item.reading.numpy()[0].tolist()
+            squared_norms = step_values(item.reading).weight_squared.tolist()
             append_checkpoint(self.folder, item.step, dict(zip(item.names, squared_norms, strict=True)))
             return None
         sample = self._builder(item)

@@ -17,8 +17,9 @@ from smdtrack.notices import notify
 from smdtrack.optimizers import state_of, steps_taken
 from smdtrack.record.checkpoints import Checkpoint, find_checkpoint, step_of
 from smdtrack.record.run import Floats, RunInfo
-from smdtrack.tracking.measure.precision import measured
-from smdtrack.tracking.measure.probe import squares
+from smdtrack.tracking.interpret.step_values import step_values
+from smdtrack.tracking.measure.precision import tensor_to_measure
+from smdtrack.tracking.measure.probe import read_squared_norms
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def training_state(
     taken, state = steps_taken(optimizer), state_of(optimizer)
     if not with_norms or not (always or (state and taken != 0)):
         return TrainingState(taken, {}, steps_since)
-    weights = {column: measured(parameter, state.get(parameter, {})) for column, parameter in enumerate(parameters)}
-    norms = squares(weights, len(parameters)).numpy()[0].tolist() if weights else []
+    weights = {c: tensor_to_measure(parameter, state.get(parameter, {})) for c, parameter in enumerate(parameters)}
+    norms = step_values(read_squared_norms(weights, len(parameters))).weight_squared.tolist() if weights else []
     return TrainingState(taken, dict(zip(map(id, parameters), norms, strict=True)), steps_since)
 
 

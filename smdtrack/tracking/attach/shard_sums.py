@@ -38,6 +38,6 @@ class ShardSums:
         if self._reduce is None or self._device is None:
             return
         missing = self._calls_after_step - self._reduce.calls
-        self._measurer.skip(step)
+        self._measurer.skip_windows(step)
         for _ in range(missing):
-            self._reduce.abstain(self._device)
+            self._reduce.contribute_nan(self._device)

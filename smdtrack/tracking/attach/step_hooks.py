@@ -24,7 +24,7 @@ class StepListener(Protocol):
     """Is called before and after each outermost optimizer step; must not raise."""
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Called when the gradients are accumulated, reduced, unscaled (unless fused) and clipped, before the update."""
+        """Called before the update; gradients are accumulated, reduced, unscaled (unless fused) and clipped."""
 
     def after_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Called after the update."""

@@ -12,7 +12,7 @@ from smdtrack.tracking.attach.resume import TrainingState, starting_point, train
 from smdtrack.tracking.attach.shard_sums import ShardSums
 from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
 from smdtrack.tracking.attach.weight_selection import Selection
-from smdtrack.tracking.measure.probe import squares
+from smdtrack.tracking.measure.probe import read_squared_norms
 from smdtrack.tracking.measure.sharding import ShardSum, local, shard_group
 from smdtrack.tracking.measure.step_measurer import StepMeasurer
 
@@ -88,7 +88,7 @@ class StepSampler:
         self._measurer.discard()
         try:
             if self._step is None:
-                self._measurer.look_at_groups()
+                self._measurer.update_groups()
                 self._step = self._steps_before()
             self._step += 1
             recorded_to = self._recording.last_step if self._recording is not None else 0
@@ -100,7 +100,7 @@ class StepSampler:
                 return
             if self._recording is not None:
                 self._recording.open()
-            self._measurer.look_at_groups()
+            self._measurer.update_groups()
             self._measuring = self._measurer.begin(self._step, has_closure)
         except Exception as error:
             self._give_up(error)
@@ -127,7 +127,7 @@ class StepSampler:
         if self._step is None or self._ended or self._failed or self._recording is None:
             return
         try:
-            reading = squares(self._measurer.weights(), len(self._parameters))
+            reading = read_squared_norms(self._measurer.weights(), len(self._parameters))
             self._recording.submit_checkpoint(self._step, reading)
         except Exception as error:
             self._give_up(error)
@@ -159,7 +159,7 @@ class StepSampler:
             return  # the next step asks again and reports the fault
         if sampled:
             try:
-                self._measurer.look_ahead()
+                self._measurer.copy_norms()
             except Exception as error:
                 self._give_up(error)
 
