@@ -20,6 +20,11 @@ def notify(message: str) -> None:
     `filterwarnings("error")` turn it into an exception. Raises nothing, also if stderr is closed.
     """
     _given.append(message)
+    show(message)
+
+
+def show(message: str) -> None:
+    """Prints one line to stderr that is not a notice: the audit's progress, or where a run is recorded."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"smdtrack: {message}\n")
         sys.stderr.flush()

@@ -61,6 +61,7 @@ class Writer:
         self._queue: queue.Queue[Any] = queue.Queue(CAPACITY)
         self._stop = threading.Event()
         self._status = "finished"
+        self._close_at: tuple[float, str] | None = None
         self._unwritten: list[Sample] = []
         self._assembly_failed = False
         self._thread = threading.Thread(target=self._work, name="smdtrack-writer", daemon=True)
@@ -73,10 +74,23 @@ class Writer:
         except queue.Full:
             self.dropped += 1
 
+    @property
+    def closing(self) -> bool:
+        """Whether the thread writes what is left, or has ended."""
+        return self._stop.is_set()
+
+    def close_after(self, seconds: float | None, status: str = "finished") -> None:
+        """Lets the thread end by itself after some seconds; None cancels that. Takes no lock and does not wait.
+
+        It may be called from a garbage collection, at any point of any thread.
+        """
+        self._close_at = None if seconds is None else (time.monotonic() + seconds, status)
+
     def close(self, status: str, timeout: float = 120.0) -> None:
         """Writes what is left, the summary and the status; gives up on the sinks after `timeout` seconds."""
-        self._status = status
-        self._stop.set()
+        if not self._stop.is_set():
+            self._status = status
+            self._stop.set()
         self._thread.join(timeout)
         if self._thread.is_alive():
             notify(f"a tracker did not answer for {timeout:.0f} s; all samples are in {self.info.folder}")
@@ -96,6 +110,10 @@ class Writer:
         while not (self._stop.is_set() and self._queue.empty()):
             self._take_one()
             now = time.monotonic()
+            close_at = self._close_at
+            if close_at is not None and now >= close_at[0] and not self._stop.is_set():
+                self._status = close_at[1]
+                self._stop.set()
             if len(self._unwritten) >= FLUSH_SAMPLES or now - flushed >= FLUSH_SECONDS:
                 self._flush()
                 flushed = now

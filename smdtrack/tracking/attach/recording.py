@@ -23,6 +23,8 @@ from smdtrack.tracking.measure.table import Reading
 
 #: Seconds that a summary in mid-run waits for the writer's thread to build the samples that were submitted before.
 _WAIT_FOR_SAMPLES = 10.0
+#: Seconds that the end of a training waits for the trackers.
+LONGEST_CLOSE = 120.0
 _NOTHING_SAMPLED = "no step was sampled: the training took fewer optimizer steps than lie between two samples"
 
 
@@ -108,10 +110,20 @@ class Recording:
         """Returns the commands and addresses that show the run in its trackers."""
         return self._writer.hints() if self._writer is not None else []
 
-    def close(self, status: str) -> None:
+    @property
+    def closing(self) -> bool:
+        """Whether the writer's thread writes what is left, or has ended."""
+        return self._writer is not None and self._writer.closing
+
+    def close_after(self, seconds: float | None) -> None:
+        """Lets the writer's thread end by itself after some seconds; None cancels that. Takes no lock."""
+        if self._writer is not None:
+            self._writer.close_after(seconds)
+
+    def close(self, status: str, timeout: float = LONGEST_CLOSE) -> None:
         """Writes what is left, the summary and the status, and ends the writer's thread."""
         if self._writer is not None:
-            self._writer.close(status)
+            self._writer.close(status, timeout)
 
     def _build(self, item: Any) -> Sample | None:
         """Makes a sample of a measurement, on the writer's thread; None for an item that is not one."""
