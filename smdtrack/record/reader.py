@@ -1,101 +1,88 @@
-"""Reads a run's folder back, complete or cut off anywhere."""
+"""Reads a run's folder back, whether the run ended, still goes on, was killed, or has damaged files."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smdtrack.notices import SmdtrackError
-from smdtrack.record.run import Run, RunInfo, TrackedWeight
-from smdtrack.record.store import RUN_FILE, SCHEMA_VERSION
+from smdtrack.notices import SmdtrackError, notify
+from smdtrack.record.head import read_head
+from smdtrack.record.run import Floats, Run
+from smdtrack.record.sample_files import Columns, read_sample_file, sample_files
+
+#: Column names of version 1, and what they are called now.
+_NAMES_SINCE_VERSION_1 = {
+    "grad": "effective_grad",
+    "orthogonality": "orthogonality_residual",
+    "smd/orthogonality": "smd/orthogonality_residual",
+    "memory": "line_memory",
+}
 
 
 def read_run(folder: str | Path) -> Run:
     """Reads a local record.
 
-    A process that died in mid-write leaves a torn last batch: it is passed over, all before it is returned. Where a
-    resumed run repeats steps, the later part's samples replace the earlier ones.
+    The incomplete last batch of a process that died is left out; all samples before it are returned. If a resumed
+    training repeated steps, the samples that were written later replace the earlier ones. A damaged file is read as far
+    as it goes; `Run.damage` lists what was left out, and a warning says it.
 
     Raises:
-        SmdtrackError: If the folder is no run, or one of a newer version.
+        SmdtrackError: If the folder is no run, its head is damaged, or a newer version wrote it.
     """
+    if not isinstance(folder, (str, Path)):
+        raise SmdtrackError(f"a run's folder is a path, not {folder!r}")
     folder = Path(folder)
-    head = _read_head(folder)
-    weights = tuple(TrackedWeight(**{**weight, "shape": tuple(weight["shape"])}) for weight in head["weights"])
-    info = RunInfo(
-        id=head["id"], name=head["name"], folder=folder, created=head["created"], weights=weights, params=head["params"]
-    )
-    rows: dict[int, dict[str, Any]] = {}
-    for part in sorted(folder.glob("samples-*.arrows")):
-        for batch in _whole_batches(part):
-            for row in _rows(batch):
-                rows[row["step"]] = row
-    ordered = [rows[step] for step in sorted(rows)]
-    keys = list(dict.fromkeys(key for row in ordered for key in row))
-    columns = {key: np.array([_value(row, key, ordered, len(weights)) for row in ordered]) for key in keys}
-    return Run(
-        info=info,
-        steps=columns.pop("step", np.empty(0)).astype(np.int64),
-        times=columns.pop("time", np.empty(0)).astype(np.float64),
-        values={key: column for key, column in columns.items() if column.ndim == 2},
-        overview={key: column for key, column in columns.items() if column.ndim == 1},
-        status=head["status"],
-        summary=head.get("summary"),
-    )
+    head = read_head(folder)
+    damage: list[str] = []
+    files = sample_files(folder)
+    running = head.status == "running"
+    parts = [read_sample_file(path, damage, being_written=running and path == files[-1]) for path in files]
+    new_names = _NAMES_SINCE_VERSION_1 if head.schema == 1 else {}
+    whole = [_renamed(part, new_names) for part in parts if part is not None]
+    run = _joined(whole, len(head.info.weights), damage)
+    if damage:
+        more = f" ({len(damage) - 1} more)" if len(damage) > 1 else ""
+        notify(f"{folder}: {damage[0]}{more}")
+    return Run(info=head.info, status=head.status, summary=head.summary, damage=tuple(damage), **run)
 
 
-def read_sinks(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Returns, by a sink's name, where that sink's run of a local record is found.
+def read_sinks(folder: str | Path) -> Mapping[str, Mapping[str, Any]]:
+    """Returns, by a sink's name, what that sink needs to find its run of a local record again.
 
     Raises:
         SmdtrackError: As `read_run`.
     """
-    sinks: dict[str, dict[str, Any]] = _read_head(Path(folder)).get("sinks", {})
-    return sinks
+    return read_head(Path(folder)).sinks
 
 
-def _read_head(folder: Path) -> dict[str, Any]:
-    path = folder / RUN_FILE
-    try:
-        head: dict[str, Any] = json.loads(path.read_text())
-        version = head["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SmdtrackError(f"{folder} is not a run's folder: no readable {RUN_FILE} in it") from error
-    if version > SCHEMA_VERSION:
-        raise SmdtrackError(f"{folder} was written by a newer smdtrack (schema {version}): upgrade smdtrack to read it")
-    return head
+def _renamed(part: Columns, new_names: Mapping[str, str]) -> Columns:
+    values = {new_names.get(name, name): column for name, column in part.values.items()}
+    return Columns(part.steps, part.times, values)
 
 
-def _whole_batches(part: Path) -> Iterator[Any]:
-    import pyarrow as pa
-
-    with part.open("rb") as file:
-        try:
-            yield from pa.ipc.open_stream(file)
-        except (pa.ArrowInvalid, OSError, EOFError):
-            return  # the torn end of a part whose process died
-
-
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-
-    columns = {}
-    for name in batch.schema.names:
-        column = batch.column(name)
-        if pa.types.is_fixed_size_list(column.type):
-            columns[name] = column.values.to_numpy(zero_copy_only=False).reshape(len(batch), column.type.list_size)
-        else:
-            columns[name] = column.to_numpy(zero_copy_only=False)
-    for index in range(len(batch)):
-        row = {name: column[index] for name, column in columns.items()}
-        row["step"] = int(row["step"])
-        yield row
-
-
-def _value(row: dict[str, Any], key: str, rows: list[dict[str, Any]], weights: int) -> Any:
-    if key in row:
-        return row[key]
-    is_table = any(np.ndim(other[key]) == 1 for other in rows if key in other)
-    return np.full(weights, np.nan) if is_table else np.nan
+def _joined(parts: Sequence[Columns], width: int, damage: list[str]) -> dict[str, Any]:
+    """Returns the fields `steps`, `times`, `values` and `overview` of a `Run`."""
+    written = np.concatenate([np.empty(0, dtype=np.int64), *(part.steps for part in parts)])
+    # np.unique returns the first of equal steps, so in reversed order the one that was written last.
+    steps, index_from_end = np.unique(written[::-1], return_index=True)
+    last_written = len(written) - 1 - index_from_end
+    row_of = np.full(len(written), -1)
+    row_of[last_written] = np.arange(len(steps))
+    times = np.concatenate([np.empty(0), *(part.times for part in parts)])[last_written]
+    values: dict[str, Floats] = {}
+    overview: dict[str, Floats] = {}
+    start = 0
+    for part in parts:
+        rows = row_of[start : start + len(part.steps)]
+        kept = rows >= 0
+        for name, column in part.values.items():
+            if name in (overview if column.ndim == 2 else values) or (column.ndim == 2 and column.shape[1] != width):
+                damage.append(f"the column {name!r} of some samples is left out: it is not one value per weight")
+                continue
+            if column.ndim == 2:
+                values.setdefault(name, np.full((len(steps), width), np.nan))[rows[kept]] = column[kept]
+            else:
+                overview.setdefault(name, np.full(len(steps), np.nan))[rows[kept]] = column[kept]
+        start += len(part.steps)
+    return {"steps": steps, "times": times, "values": values, "overview": overview}
