@@ -25,7 +25,7 @@ _FILE_NAME = re.compile(r"samples-(\d+)\.arrows")
 
 @dataclass(frozen=True)
 class Columns:
-    """The samples of one or more record batches.
+    """The samples of one record batch.
 
     Attributes:
         steps: (T,) optimizer steps, in the order in which they were written.
@@ -85,8 +85,8 @@ def batch_of(samples: Sequence[Sample], widths: Mapping[str, int | None]) -> Any
     return pa.record_batch(columns, schema=schema_of(widths))
 
 
-def read_sample_file(path: Path, damage: list[str], being_written: bool = False) -> Columns | None:
-    """Reads a sample file up to its end or to the first batch that cannot be read; None if there is no batch.
+def read_sample_file(path: Path, damage: list[str], being_written: bool = False) -> list[Columns]:
+    """Reads a sample file up to its end or to the first batch that cannot be read. Returns one entry per batch.
 
     Args:
         path: The file.
@@ -94,39 +94,40 @@ def read_sample_file(path: Path, damage: list[str], being_written: bool = False)
         being_written: Whether the training may be writing this file, or was killed while it did. An incomplete last
             batch is then expected and not counted as damage.
     """
-    batches = list(_batches(path, damage, being_written))
-    if not batches:
-        return None
-    try:
-        steps = np.concatenate([_flat(batch.column("step"), np.int64) for batch in batches])
-        times = np.concatenate([_flat(batch.column("time"), np.float64) for batch in batches])
-    except (ValueError, KeyError) as error:
-        damage.append(f"{path.name} is left out: {first_line(error)}")
-        return None
-    values = {}
-    for name in batches[0].schema.names:
-        if name in ("step", "time"):
-            continue
+    read: list[Columns] = []
+    unusable: dict[str, str] = {}
+    for batch in _batches(path, damage, being_written):
         try:
-            values[name] = np.concatenate([_values(batch.column(name)) for batch in batches])
-        except ValueError as error:
-            damage.append(f"the column {name!r} of {path.name} is left out: {first_line(error)}")
-    return Columns(steps, times, values)
+            steps, times = _flat(batch.column("step"), np.int64), _flat(batch.column("time"), np.float64)
+        except (ValueError, KeyError) as error:
+            damage.append(f"{path.name} is read as far as it goes: {first_line(error)}")
+            break
+        values = {}
+        for name in batch.schema.names:
+            if name in ("step", "time"):
+                continue
+            try:
+                values[name] = _values(batch.column(name))
+            except (ValueError, KeyError) as error:
+                unusable[name] = first_line(error)
+        read.append(Columns(steps, times, values))
+    damage += [f"the column {name!r} of {path.name} is left out: {reason}" for name, reason in unusable.items()]
+    return read
 
 
 def _batches(path: Path, damage: list[str], being_written: bool) -> Iterator[Any]:
     try:
         if not path.is_file():
             raise OSError("it is not a regular file")
-        if path.stat().st_size == 0:
+        content = path.read_bytes()
+        if not content:
             return  # the process died before it wrote the first batch
-        with path.open("rb") as file:
-            stream = pa.ipc.open_stream(file)
-            stream.schema.names  # noqa: B018 - raises if a name is not UTF-8, which open_stream does not check
-            while True:
-                batch = stream.read_next_batch()
-                batch.validate()
-                yield batch
+        stream = pa.ipc.open_stream(pa.py_buffer(content))
+        stream.schema.names  # noqa: B018 - raises if a name is not UTF-8, which open_stream does not check
+        while True:
+            batch = stream.read_next_batch()
+            batch.validate()
+            yield batch
     except StopIteration:
         return
     except Exception as error:  # a damaged file can make Arrow raise nearly any error
