@@ -160,7 +160,7 @@ def test_amp_accumulation_clipping_average_mixup_and_bce_run_together(train: Tra
         ((), "lr: fast\n", ("--lr", "'fast'")),
         ((), "amp: 3\n", ("amp", "true or false")),
         ((), "a: [1\n", ("is not YAML",)),
-        ((), "- model\n", ("is not a mapping",)),
+        ((), "- model\n", ("does not map options to values",)),
         (("--sched", "cosin"), None, ("--sched", "'cosin'", "cosine")),
         (("--resume", "nowhere.pth.tar"), None, ("--resume", "'nowhere.pth.tar'")),
         (("--data-dir", "nowhere"), None, ("--data-dir", "'nowhere'")),
@@ -298,31 +298,35 @@ def test_unnamed_runs_that_start_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
-    import train as script
+    import checkpoints
 
     class Clock:
         @staticmethod
         def now() -> datetime:
             return datetime(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(script, "datetime", Clock)
+    monkeypatch.setattr(checkpoints, "datetime", Clock)
     args = argparse.Namespace(output=str(tmp_path / "out"), experiment="", model="test_resnet")
-    names = [script.make_output_folder(args, 24).name for _ in range(3)]
+    names = [checkpoints.make_output_folder(args, 24).name for _ in range(3)]
     assert names == [f"20260102-030405-test_resnet-24{suffix}" for suffix in ("", "-2", "-3")]
     args.experiment = "named"
-    assert script.make_output_folder(args, 24) == script.make_output_folder(args, 24) == tmp_path / "out" / "named"
+    assert (
+        checkpoints.make_output_folder(args, 24)
+        == checkpoints.make_output_folder(args, 24)
+        == tmp_path / "out" / "named"
+    )
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
-    import train as script
+    import checkpoints
 
     (tmp_path / "file").write_text("")
     args = argparse.Namespace(output=str(tmp_path / "file"), experiment="run", model="test_resnet")
     with pytest.raises(SystemExit) as ended:
-        script.make_output_folder(args, 24)
+        checkpoints.make_output_folder(args, 24)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
