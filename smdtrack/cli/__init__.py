@@ -50,6 +50,7 @@ class _Commands(click.Group):
 # Said here, not read from the commands: `smdtrack --help` must not import torch.
 _SUMMARIES = {
     "audit": "Which weights of a model are scale-invariant, why, and at what scope.",
+    "demo": "Train a recipe that comes with the package, tracked.",
     "predict": "The equilibrium angle and time constant of a recipe, before training.",
     "run": "Run an unmodified training script with its angular updates tracked.",
 }
