@@ -1,4 +1,4 @@
-"""The command line and the YAML of the recipe: timm's names, and values read alike from both."""
+"""The options have timm's names, and a value in the YAML is read as on the command line."""
 
 from __future__ import annotations
 
