@@ -61,8 +61,8 @@ def unbroken(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checkpoint(path: Path) -> dict[str, object]:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        loaded: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    loaded: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
 
 
