@@ -16,6 +16,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, without the usage text of a hundred options."""
 
     def error(self, message: str) -> NoReturn:
+        """Ends the script with one line and exit code 2."""
         stop(f"{message} (--help lists the options)")
 
 
@@ -29,6 +30,7 @@ class KeyValues(ParseKwargs):
         values: Sequence[str] | Any,
         option_string: str | None = None,
     ) -> None:
+        """Stores the words as a dict; numbers, lists and the like become Python values."""
         for word in values:
             if "=" not in word:
                 raise argparse.ArgumentError(self, f"{word!r} is not NAME=VALUE")
