@@ -120,7 +120,6 @@ class ParameterEvidence:
         unused_deviation: Change of the outputs when all parameters without a gradient got other values.
         changes: Changes of the outputs when this parameter alone was changed, if that was needed.
         group_deviation: Change of the outputs when all invariant parameters were scaled at once.
-        filter_deviation: The same with one factor per filter.
         gradient_is_wrong: Whether autograd's radial derivative is not the derivative of the function.
         through_detach: Statistics of the derivative through `detach` and `no_grad`, if the model hides it from autograd.
     """
@@ -139,7 +138,6 @@ class ParameterEvidence:
     unused_deviation: float | None = None
     changes: OutputChanges | None = None
     group_deviation: float | None = None
-    filter_deviation: float | None = None
     gradient_is_wrong: bool = False
     through_detach: list[GradientStatistics] = field(default_factory=list)
 
@@ -167,7 +165,6 @@ class ParameterEvidence:
             "unused_deviation": self.unused_deviation,
             "changes": None if self.changes is None else asdict(self.changes),
             "group_deviation": self.group_deviation,
-            "filter_deviation": self.filter_deviation,
             "gradient_is_wrong": self.gradient_is_wrong,
             "cosines_through_detach": [statistics.cosine for statistics in self.through_detach],
         }

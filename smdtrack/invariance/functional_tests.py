@@ -58,30 +58,32 @@ def decide_without_gradient(
         unread_deviation: Change of the outputs when all parameters `without_influence` get other values.
 
     Returns:
-        The parameters on which the outputs depend although they have no gradient: detached paths.
+        The parameters on whose magnitude the outputs depend although they have no gradient.
     """
     limits = trial.limits
     names = names_with(evidence, Proposal.NO_GRADIENT)
-    unread = without_influence(names, evidence, limits.zero_energy)
-    silenced = [name for name in names if name not in set(unread)]
-    felt: list[str] = []
+    unread = set(without_influence(names, evidence, limits.zero_energy))
     if unread_deviation <= limits.untouched:
         for name in unread:
             evidence[name].verdict = "unused"
             evidence[name].unused_deviation = unread_deviation
+        names = [name for name in names if name not in unread]
+
+    def unscaled(group: list[str]) -> bool:
+        return trial.deviation(base, group, trial.element_factors) <= limits.unchanged
+
+    def untouched(group: list[str]) -> bool:
+        return trial.deviation(base, group, trial.other_values) <= limits.untouched
+
+    if trial.uses_detach:
+        # Most of them may be felt, as all of a target network: halving would take two passes for each.
+        felt = [] if not names or unscaled(names) else names
     else:
-        felt += unread
-    if silenced:
-        # Batch norm removes their scale and leaves their signs.
-        failing = set(
-            members_that_fail(
-                silenced, lambda group: trial.deviation(base, group, trial.element_factors) <= limits.unchanged
-            )
-        )
-        for name in silenced:
-            if name not in failing:
-                evidence[name].verdict = "degenerate"
-        felt += [name for name in silenced if name in failing]
+        felt = members_that_fail(names, unscaled)
+    rest = [name for name in names if name not in set(felt)]
+    with_signs = set(members_that_fail(rest, untouched))
+    for name in rest:
+        evidence[name].verdict = "degenerate" if name in with_signs else "unused"
     return felt
 
 
@@ -112,55 +114,63 @@ def decide_alone(trial: TrialModel, base: Baseline, name: str, known: ParameterE
 
 
 def certify(trial: TrialModel, base: Baseline, evidence: dict[str, ParameterEvidence]) -> Certificate:
-    """Scales all invariant parameters at once, per tensor and then per filter.
+    """Scales all invariant parameters at once, by a factor per filter where the gradients say so, else per tensor.
 
-    If the outputs change, the parameters that change them are found by halving and decided alone. Those that still
-    change the outputs together are not called invariant, so that what is returned never contradicts the verdicts.
+    If the outputs change, it scales per tensor and per filter one after the other. The parameters that change the
+    outputs are found by halving and decided alone. Those that still change them together are not called invariant. So
+    the certificate never contradicts the verdicts.
     """
     limits = trial.limits
-    names = [name for name, known in evidence.items() if known.verdict == "invariant"]
-
-    def unchanged(group: list[str]) -> bool:
-        return trial.deviation(base, group, trial.one_factor) <= limits.unchanged
-
-    deviation = trial.deviation(base, names, trial.one_factor) if names else None
-    if deviation is not None and deviation > limits.unchanged:
-        for name in members_that_fail(names, unchanged):
-            decide_alone(trial, base, name, evidence[name])
-        names = [name for name in names if evidence[name].verdict == "invariant"]
-        for name in members_that_fail(names, unchanged):
-            evidence[name].verdict = "sensitive"
-        names = [name for name in names if evidence[name].verdict == "invariant"]
-        deviation = trial.deviation(base, names, trial.one_factor) if names else None
-        if deviation is not None and deviation > limits.unchanged:
-            for name in names:
-                evidence[name].verdict = "sensitive"
-            names, deviation = [], None
-    for name in names:
-        evidence[name].group_deviation = deviation
-    by_filter = _certify_filters(trial, base, {name: evidence[name] for name in names})
-    return Certificate(deviation, by_filter)
-
-
-def _certify_filters(trial: TrialModel, base: Baseline, invariant: dict[str, ParameterEvidence]) -> float | None:
-    """Sets the scope of invariant parameters, and scales every filter of those that have one by its own factor."""
-    limits = trial.limits
+    invariant = {name: known for name, known in evidence.items() if known.verdict == "invariant"}
     for name, known in invariant.items():
         dims = [dim for dim in known.filter_dims(limits) if trial.parameters[name].dim() > 1]
         known.scope = "filter" if dims else "tensor"
         known.filter_dim = dims[0] if dims else None
+    if not invariant:
+        return Certificate()
 
-    def change(name: str, value: Tensor) -> Tensor:
+    def by_scope(name: str, value: Tensor) -> Tensor:
+        dim = invariant[name].filter_dim
+        return trial.one_factor(name, value) if dim is None else trial.slice_factors(dim)(name, value)
+
+    deviation = trial.deviation(base, invariant, by_scope)
+    if deviation > limits.unchanged:
+        return _certify_separately(trial, base, invariant)
+    for known in invariant.values():
+        known.group_deviation = deviation
+    return Certificate(deviation, deviation if any(k.scope == "filter" for k in invariant.values()) else None)
+
+
+def _certify_separately(trial: TrialModel, base: Baseline, invariant: dict[str, ParameterEvidence]) -> Certificate:
+    limits = trial.limits
+
+    def change_per_filter(name: str, value: Tensor) -> Tensor:
         return trial.slice_factors(invariant[name].filter_dim or 0)(name, value)
 
-    names = [name for name, known in invariant.items() if known.scope == "filter"]
-    deviation = trial.deviation(base, names, change) if names else None
-    while deviation is not None and deviation > limits.unchanged:
-        failing = members_that_fail(names, lambda group: trial.deviation(base, group, change) <= limits.unchanged)
-        for name in failing or names:
+    def unchanged(group: list[str]) -> bool:
+        return trial.deviation(base, group, trial.one_factor) <= limits.unchanged
+
+    def unchanged_per_filter(group: list[str]) -> bool:
+        return trial.deviation(base, group, change_per_filter) <= limits.unchanged
+
+    for name in members_that_fail(list(invariant), unchanged):
+        decide_alone(trial, base, name, invariant[name])
+    names = [name for name, known in invariant.items() if known.verdict == "invariant"]
+    deviation = trial.deviation(base, names, trial.one_factor) if names else None
+    if deviation is not None and deviation > limits.unchanged:
+        for name in names:
+            invariant[name].verdict = "sensitive"
+        names, deviation = [], None
+    for name, known in invariant.items():
+        if known.verdict != "invariant":
+            known.scope, known.filter_dim = None, None
+        else:
+            known.group_deviation = deviation
+    filters = [name for name in names if invariant[name].scope == "filter"]
+    by_filter = trial.deviation(base, filters, change_per_filter) if filters else None
+    while by_filter is not None and by_filter > limits.unchanged:
+        for name in members_that_fail(filters, unchanged_per_filter) or filters:
             invariant[name].scope, invariant[name].filter_dim = "tensor", None
-        names = [name for name in names if invariant[name].scope == "filter"]
-        deviation = trial.deviation(base, names, change) if names else None
-    for name in names:
-        invariant[name].filter_deviation = deviation
-    return deviation
+        filters = [name for name in filters if invariant[name].scope == "filter"]
+        by_filter = trial.deviation(base, filters, change_per_filter) if filters else None
+    return Certificate(deviation, by_filter)
