@@ -126,7 +126,8 @@ def audit(
         notes.append(_DETACHED)
     zero_energy = limits_of(dtype).zero_energy
     weights = tuple(
-        _weight(key, value, decision.evidence[key], zero_energy, key in decayed) for key, value in names.items()
+        _weight(key, value, decision.evidence.get(key, ParameterEvidence()), zero_energy, key in decayed)
+        for key, value in names.items()
     )
     size = decision.template.input_size
     return _summed_up(title, size, decision.certificate, weights, started, dtype, tuple(notes))
@@ -228,7 +229,11 @@ def _decide_copy(
         duplicate = private_copy(core, place, dtype)
         set_training_mode(duplicate.model)
         remove_noise_and_eps(duplicate.model, dtype)
-        parameters = {key: duplicate.parameters[id(value)] for key, value in names.items()}
+        parameters = {
+            key: duplicate.parameters[id(value)]
+            for key, value in names.items()
+            if value.is_floating_point() or value.is_complex()
+        }
         settings = ComputationSettings(dtype, duplicate.originals)
         trial = TrialModel(duplicate.model, parameters, place, seed, settings)
         decision = _decide(trial, templates, title, report)

@@ -86,6 +86,8 @@ class ConstantVariance(ComputationMode):
         """Follows which module is running, by hooks on the (copied) model."""
         handles = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             handles.append(module.register_forward_pre_hook(self._entering(name)))
             handles.append(module.register_forward_hook(self._leaving, always_call=True))
         try:

@@ -28,6 +28,8 @@ class ModuleState:
         self._generators, self._numpy_generators = [], []
         self._entries: list[tuple[nn.Module, dict[str, tuple[Any, Any, int]], dict[str, tuple[Any, Any, int]]]] = []
         for module in self._model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             buffers = {key: _entry(value) for key, value in module._buffers.items()}
             attributes = {}
             for key, value in module.__dict__.items():
@@ -56,8 +58,8 @@ class ModuleState:
 
     def buffers(self) -> list[Tensor]:
         """Returns the buffers, each once."""
-        found = {id(value): value for module in self._model.modules() for value in module._buffers.values()}
-        return [value for value in found.values() if value is not None]
+        found = {id(buffer): buffer for buffer in self._model.buffers()}
+        return list(found.values())
 
 
 def _entry(value: Any) -> tuple[Any, Any, int]:

@@ -150,7 +150,7 @@ class _Copier:
     def copy_hooks(self, model: nn.Module) -> None:
         """Replaces the kept hooks of a finished copy by copies, whose modules are those of the copy."""
         for module in model.modules():
-            for key in _FORWARD_HOOKS:
+            for key in () if _is_scripted(module) else _FORWARD_HOOKS:
                 store = module.__dict__.get(key) or {}
                 for handle, hook in list(store.items()):
                     if not type(hook).__module__.startswith("torch.nn.utils"):
@@ -181,10 +181,13 @@ def private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype = to
     """
     copier = _Copier(device, dtype)
     for module in model.modules():
-        copier.add_module(module)
+        if not _is_scripted(module):
+            copier.add_module(module)
     memo = copier.memo
     try:
         for module in reversed(list(model.modules())):
+            if _is_scripted(module):
+                continue
             if isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
                 memo[id(module)] = copy.deepcopy(module._orig_mod, memo)
         try:
@@ -202,12 +205,17 @@ def private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype = to
     return PrivateCopy(duplicate, parameters, originals)
 
 
+def _is_scripted(module: nn.Module) -> bool:
+    """Whether a module keeps its tensors in C++, where `deepcopy`'s memo cannot replace them."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 def _scripted_parameters(model: nn.Module, duplicate: nn.Module, dtype: torch.dtype) -> dict[int, nn.Parameter]:
     """Converts scripted submodules of the copy, whose tensors `deepcopy`'s memo cannot replace."""
     found: dict[int, nn.Parameter] = {}
     copies = dict(duplicate.named_modules())
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        if _is_scripted(module):
             scripted = copies[name].to(dtype)
             own = dict(scripted.named_parameters(recurse=False))
             for key, parameter in module.named_parameters(recurse=False):
