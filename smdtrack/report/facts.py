@@ -38,6 +38,7 @@ class RunFacts:
         settings: Of smdtrack and of the script, merged.
         travel: By weight.
         steps_per_epoch: None if the run does not say how long an epoch is.
+        overview: Last value of each metric of the whole network (`smd/...`).
         diverged_at: First step whose measured values are not finite; None if there is none.
     """
 
@@ -60,6 +61,7 @@ class RunFacts:
     last_step: int
     steps_per_epoch: float | None
     diverged_at: int | None
+    overview: Mapping[str, float]
 
     @property
     def rows(self) -> tuple[WeightSummary, ...]:
@@ -97,6 +99,7 @@ def facts_of(opened: OpenedRun, letter: str = "A", globs: Sequence[str] = (), un
         last_step=int(run.steps[-1]) if len(run.steps) else 0,
         steps_per_epoch=steps_per_epoch(opened),
         diverged_at=diverged_at(run),
+        overview={key: float(column[np.isfinite(column)][-1]) for key, column in run.overview.items() if np.isfinite(column).any()},
     )
 
 

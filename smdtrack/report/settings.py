@@ -13,7 +13,7 @@ _NOT_SETTINGS = frozenset(
     " workers device".split()
 )
 #: The same setting under timm's name and under torch's.
-_SAME = {"opt": "optimizer", "opt_eps": "eps", "opt_betas": "betas", "lr_base": "lr"}
+_SAME = {"opt": "optimizer", "opt_eps": "eps", "opt_betas": "betas"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""What the commands that read runs share: how a run is named, and a console that cuts no name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from smdtrack.record.opened_run import OpenedRun
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+#: Tables in a file or a pipe are not folded below this width.
+_PIPE_WIDTH = 200
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+RUN_HELP = """\b
+A RUN is one of
+  a local record's folder, or a part of its name that no other has
+  last, last~1, ...           the newest local record, the one before it
+  mlflow:RUN_ID               or mlflow:EXPERIMENT/NAME
+  wandb/offline-run-...       the folder of an offline W&B run"""
+
+
+def source_options(command: Command) -> Command:
+    """Adds --folder and --tracking-uri."""
+    command = click.option(
+        "--tracking-uri", metavar="URI", help="MLflow's server or store, for mlflow: runs. Default: as MLflow's own."
+    )(command)
+    return click.option(
+        "--folder",
+        type=click.Path(path_type=Path),
+        default=Path("smdtrack-runs"),
+        show_default=True,
+        help="Where the local records are.",
+    )(command)
+
+
+def open_runs(texts: Sequence[str], folder: Path, tracking_uri: str | None) -> "list[tuple[str, OpenedRun]]":
+    """Opens each run and gives it a letter.
+
+    Raises:
+        UsageError: If there are more runs than letters.
+        SmdtrackError: If a run cannot be read.
+    """
+    from smdtrack.record.sources import open_run
+
+    if len(texts) > len(_LETTERS):
+        raise click.UsageError(f"{len(texts)} runs are too many; at most {len(_LETTERS)} can be shown side by side.")
+    return [
+        (letter, open_run(text, folder=folder, tracking_uri=tracking_uri))
+        for letter, text in zip(_LETTERS, texts, strict=False)
+    ]
+
+
+def console() -> "Console":
+    """Returns a console on stdout; in a pipe or a file it is wide, so that no line is folded."""
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, _PIPE_WIDTH)
+    return made
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Returns a number for a table, `-` for None."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def milli(value: float | None) -> str:
+    """Returns an angle in milliradian for a table, `-` for None."""
+    return "-" if value is None else f"{1000 * value:.3g}"
