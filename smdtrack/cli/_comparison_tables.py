@@ -50,13 +50,16 @@ def print_comparison(
     """
     screen = console()
     screen.print(_runs(comparison))
+    screen.print(Text(_RUNS_CAPTION, style="dim"), soft_wrap=True)
     screen.print()
     _print_settings(comparison, screen)
     for change in comparison.changes:
         for reason in change.incomparable:
             screen.print(Text(f"{change.run.letter} is in part incomparable because {reason}"), soft_wrap=True)
         screen.print()
+        screen.print(Text(_title(comparison.baseline, change.run), style="bold"), soft_wrap=True)
         screen.print(_table(comparison, change, columns, order))
+        screen.print(Text(_CAPTION, style="dim"), soft_wrap=True)
     if scaling is not None:
         screen.print()
         _print_scaling(scaling, screen)
@@ -69,7 +72,7 @@ def print_comparison(
 
 
 def _runs(comparison: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=_RUNS_CAPTION, caption_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     metrics = _shared_metrics(comparison.runs)
     for title in ("", "run", "status"):
         table.add_column(title, no_wrap=True)
@@ -129,15 +132,7 @@ def _table(
     rows = [quantities(change, weight) for weight in change.weights]
     shown = list(columns) if columns else [*_DEFAULT, *(name for name in _IF_MOVED if _moves(rows, name))]
     letter, base = change.run.letter, comparison.baseline.letter
-    table = Table(
-        title=f"{letter} over {base}: how the angular update per step changed{_windows(comparison.baseline, change.run)}",
-        caption=_CAPTION,
-        title_justify="left",
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("weight", no_wrap=True)
     for name in shown:
         table.add_column(_TITLES.get(name, name), justify="right", no_wrap=True)
@@ -156,6 +151,10 @@ _CAPTION = (
     "predicted: by the drift-corrected lines, at eq.: by the equilibrium lines; / line: measured over equilibrium line;"
     " +-: error of sampling"
 )
+
+
+def _title(baseline: RunFacts, run: RunFacts) -> str:
+    return f"{run.letter} over {baseline.letter}: how the angular update per step changed{_windows(baseline, run)}"
 
 
 def _windows(baseline: RunFacts, run: RunFacts) -> str:
@@ -196,21 +195,21 @@ def _ratio(value: float | None) -> Text:
 
 
 def _print_scaling(scaling: "LinearScaling", screen: Console) -> None:
-    table = Table(
-        title=f"Linear scaling, k = {scaling.factor}: angle over {scaling.factor} steps of {scaling.small}"
-        f" over that of one step of {scaling.large}",
-        caption="white: sqrt(R_k) for gradients uncorrelated in time; measured memory: sqrt(R_k) from the angles of"
-        f" {scaling.small} itself; bound: sqrt(k)",
-        title_justify="left",
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
+    title = (
+        f"Linear scaling, k = {scaling.factor}: angle over {scaling.factor} steps of {scaling.small} over that of one"
+        f" step of {scaling.large}"
     )
+    caption = (
+        "white: sqrt(R_k) for gradients uncorrelated in time; own angles: sqrt(R_k) from the angles of"
+        f" {scaling.small} over 1 and {scaling.factor} steps; bound: sqrt(k)"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("weight", no_wrap=True)
-    for title in ("ratio", "measured memory", "white", "bound"):
-        table.add_column(title, justify="right", no_wrap=True)
+    for heading in ("measured", "own angles", "white", "bound"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in (*scaling.weights, scaling.overall):
         table.add_row(Text(row.key), number(row.ratio), number(row.measured), number(scaling.white), number(scaling.bound))
+    screen.print(Text(title, style="bold"), soft_wrap=True)
     screen.print(table)
+    screen.print(Text(caption, style="dim"), soft_wrap=True)
     screen.print(Text(scaling.verdict, style="bold"), soft_wrap=True)

@@ -105,7 +105,8 @@ def compare(runs: Sequence[RunFacts]) -> Comparison:
 def _change(baseline: RunFacts, run: RunFacts) -> RunChange:
     for one in (baseline, run):
         if not one.rows:
-            raise SmdtrackError(f"run {one.name} has nothing to compare: no sampled step of a weight that was asked for")
+            why = f"it diverged at step {one.diverged_at}" if one.diverged_at is not None else "no step was sampled"
+            raise SmdtrackError(f"run {one.name} has nothing to compare: {why}")
     rows = {row.key: row for row in run.rows}
     shapes = {weight.key: weight.shape for weight in run.weights}
     pairs, reshaped = [], []
@@ -121,7 +122,8 @@ def _change(baseline: RunFacts, run: RunFacts) -> RunChange:
     if not pairs:
         raise SmdtrackError(
             f"runs {baseline.name} and {run.name} have no weight in common:"
-            f" {_some([row.key for row in baseline.rows])} against {_some([row.key for row in run.rows])}"
+            f" {_some([row.key for row in baseline.rows])} of {baseline.settings.get('model', 'one model')} against"
+            f" {_some([row.key for row in run.rows])} of {run.settings.get('model', 'another')}"
         )
     return RunChange(
         run,

@@ -83,8 +83,9 @@ def _headline(baseline: RunFacts, change: RunChange) -> str:
     if not cause:
         cause = _schedule_cause(baseline, change.run) if moved else ""
     if not moved and not causes:
-        base = "no setting that moves the line differs, and the line is the same"
-        return f"{turns}: {base}." if _near(measured, line) else f"{turns}, although {base}."
+        if _near(measured, line):
+            return f"{turns}: no setting that moves the line differs, and the line is the same."
+        return f"{turns}. No setting that moves the line differs: at equilibrium it would be {times(line)}."
     who = cause or "the line, which moved although no recorded setting says why,"
     verb = "predict" if len(causes) > 1 or (causes and " to " in causes[0]) else "predicts"
     if _near(measured, line):
@@ -213,7 +214,7 @@ def _metrics(baseline: RunFacts, run: RunFacts) -> Iterator[str]:
         if name in run.metrics and name not in ("epoch", "lr") and baseline.metrics[name] != run.metrics[name]
     ]
     if shown:
-        yield f"The script's own metrics: {', '.join(shown[:4])}."
+        yield f"The script's own metrics, {baseline.letter} to {run.letter}: {', '.join(shown[:4])}."
 
 
 def _where(weights: Sequence[WeightChange], change: RunChange) -> str:

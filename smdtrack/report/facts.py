@@ -78,13 +78,16 @@ def facts_of(opened: OpenedRun, letter: str = "A", globs: Sequence[str] = (), un
     """
     run = only(opened.run, globs)
     run = run if until is None else until_step(run, until)
+    diverged = diverged_at(run)
+    if diverged is not None:
+        run = until_step(run, diverged - 1)
     summary = summary_of(run)
     return RunFacts(
         letter=letter,
         name=run.info.name,
         source=opened.source,
         place=opened.place,
-        status="diverged" if diverged_at(run) is not None else run.status,
+        status="diverged" if diverged is not None else run.status,
         created=run.info.created,
         ended=opened.ended,
         notes=opened.notes,
@@ -98,7 +101,7 @@ def facts_of(opened: OpenedRun, letter: str = "A", globs: Sequence[str] = (), un
         first_step=int(run.steps[0]) if len(run.steps) else 0,
         last_step=int(run.steps[-1]) if len(run.steps) else 0,
         steps_per_epoch=steps_per_epoch(opened),
-        diverged_at=diverged_at(run),
+        diverged_at=diverged,
         overview={key: float(column[np.isfinite(column)][-1]) for key, column in run.overview.items() if np.isfinite(column).any()},
     )
 
