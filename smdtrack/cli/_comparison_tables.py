@@ -208,7 +208,9 @@ def _print_scaling(scaling: "LinearScaling", screen: Console) -> None:
     for heading in ("measured", "own angles", "white", "bound"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in (*scaling.weights, scaling.overall):
-        table.add_row(Text(row.key), number(row.ratio), number(row.measured), number(scaling.white), number(scaling.bound))
+        table.add_row(
+            Text(row.key), number(row.ratio), number(row.measured), number(scaling.white), number(scaling.bound)
+        )
     screen.print(Text(title, style="bold"), soft_wrap=True)
     screen.print(table)
     screen.print(Text(caption, style="dim"), soft_wrap=True)

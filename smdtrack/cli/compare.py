@@ -36,13 +36,17 @@ Examples:
 )
 @click.option("--weights", "globs", multiple=True, metavar="GLOB", help="Compare only weights that match; repeatable.")
 @click.option(
-    "--sort", metavar="[-]QUANTITY", help="Sort the weights by a quantity, largest last; with - in front, largest first."
+    "--sort",
+    metavar="[-]QUANTITY",
+    help="Sort the weights by a quantity, largest last; with - in front, largest first.",
 )
 @click.option("--columns", metavar="QUANTITY,...", help="Quantities of the table, or `all`.")
 @click.option("--linear-scaling", is_flag=True, help="For runs whose batch and lr differ by k: k steps against one.")
 @click.option("--csv", "as_csv", is_flag=True, help="All numbers as CSV on stdout.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the report's page.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page of `report`."
+)
 @click.option(
     "--fail-on",
     "conditions",
@@ -170,7 +174,9 @@ def _document(comparison: "Comparison", found: Sequence[str], scaling: Any) -> d
                 "run": change.run.letter,
                 "verdict": sentences(comparison, change),
                 "incomparable": list(change.incomparable),
-                "median": {name: change.median(name) for name in ("angle_change", "angle_pred_change", "angle_eq_change")},
+                "median": {
+                    name: change.median(name) for name in ("angle_change", "angle_pred_change", "angle_eq_change")
+                },
                 "weights": [quantities(change, weight) for weight in change.weights],
             }
             for change in comparison.changes

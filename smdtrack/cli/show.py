@@ -55,7 +55,11 @@ def _print(facts: "RunFacts", diagnosis: "Diagnosis", console: "Console") -> Non
 
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts.created))
     console.print(Text(f"{facts.name}  {facts.status}", style="bold"))
-    said = [facts.source, f"started {started}", f"{facts.samples} samples, steps {facts.first_step} to {facts.last_step}"]
+    said = [
+        facts.source,
+        f"started {started}",
+        f"{facts.samples} samples, steps {facts.first_step} to {facts.last_step}",
+    ]
     said += [f"{name} {facts.settings[name]}" for name in _SHOWN if name in facts.settings]
     console.print(Text("  ".join(said)), soft_wrap=True)
     for note in facts.notes:

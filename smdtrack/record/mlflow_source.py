@@ -161,9 +161,7 @@ def _params(logged: Mapping[str, str], own: bool) -> tuple[dict[str, Setting], d
         params = {key: plain(value) for key, value in logged.items()}
         return params, command_settings(params.get("command"))
     ours = {
-        key.removeprefix(_PARAM_PREFIX): plain(value)
-        for key, value in logged.items()
-        if key.startswith(_PARAM_PREFIX)
+        key.removeprefix(_PARAM_PREFIX): plain(value) for key, value in logged.items() if key.startswith(_PARAM_PREFIX)
     }
     theirs = {key: plain(value) for key, value in logged.items() if not key.startswith(_PARAM_PREFIX)}
     return ours, theirs

@@ -109,24 +109,25 @@ def _last_row(path: Path) -> dict[str, float]:
     """The last row of a table of numbers; a row that was half written is left out."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for row in reversed(rows):
-        try:
-            return {key: float(value) for key, value in row.items() if key}
-        except (TypeError, ValueError):
-            continue
-    return {}
+    return next(filter(None, map(_numbers, reversed(rows))), {})
+
+
+def _numbers(row: Mapping[str | None, Any]) -> dict[str, float]:
+    try:
+        return {key: float(value) for key, value in row.items() if key}
+    except (TypeError, ValueError):
+        return {}
 
 
 def plain(text: str) -> Setting:
     """Returns a command-line or tracker value as the number or truth value that it spells, else the text."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(text) if text.strip().lstrip("+-").isdigit() else value
 
 
 def setting(value: object) -> Setting:

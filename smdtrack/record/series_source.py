@@ -118,8 +118,9 @@ def _rows(table: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _weight(name: str, row: Mapping[str, Any]) -> TrackedWeight:
-    known = {"line_kind": row.get("line_kind") or "unknown", "line_reason": row.get("line_reason")}
-    return TrackedWeight(name, name, (), **known)
+    reason = row.get("line_reason")
+    kind = str(row.get("line_kind") or "unknown")
+    return TrackedWeight(name, name, (), line_kind=kind, line_reason=None if reason is None else str(reason))
 
 
 def _summary(rows: Sequence[Mapping[str, Any]], verdict: str | None, run: Run) -> dict[str, Any]:

@@ -108,10 +108,11 @@ class _Contents:
                 raise SmdtrackError(f"W&B's reader failed on {log}: {said}")
             self.damaged = said
         for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
+            record = _parsed(line)
+            if record is None:
                 self.damaged = "a line of the reader's output is cut off"
+            else:
+                yield record
 
     def _read_run(self, run: Mapping[str, Any]) -> None:
         self.id = run.get("run_id", "")
@@ -146,6 +147,14 @@ class _Contents:
 
     def _read_exit(self, exit_record: Mapping[str, Any]) -> None:
         self.exit_code = int(exit_record.get("exit_code", 0))
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _series(points: Mapping[int, tuple[float, float]]) -> Series:

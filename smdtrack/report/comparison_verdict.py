@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from smdtrack.names import stage_of
 from smdtrack.record.opened_run import Setting
 from smdtrack.record.summary import EQUILIBRIUM_BAND
 from smdtrack.report.comparison import Comparison, RunChange, WeightChange
@@ -15,7 +14,16 @@ _EQUAL = 1e-6
 #: Settings that decide where the equilibrium line is, beside learning rate and weight decay.
 _LINE_SETTINGS = ("momentum", "dampening", "nesterov", "betas", "beta1", "eps")
 #: Settings that decide how the learning rate moves; named as a cause only if the lines show it.
-_SCHEDULE_SETTINGS = ("sched", "epochs", "warmup_epochs", "warmup_lr", "min_lr", "decay_epochs", "decay_rate", "cooldown_epochs")
+_SCHEDULE_SETTINGS = (
+    "sched",
+    "epochs",
+    "warmup_epochs",
+    "warmup_lr",
+    "min_lr",
+    "decay_epochs",
+    "decay_rate",
+    "cooldown_epochs",
+)
 _MOST_STAGES = 6
 
 
@@ -222,10 +230,7 @@ def _where(weights: Sequence[WeightChange], change: RunChange) -> str:
     if len(weights) == len(change.weights) and len(weights) > 1:
         return f"All {len(weights)} weights"
     stages = list(dict.fromkeys(weight.stage for weight in weights))
-    complete = all(
-        sum(stage_of(weight.key) == stage for weight in change.weights) == sum(weight.stage == stage for weight in weights)
-        for stage in stages
-    )
+    complete = len(weights) == sum(weight.stage in stages for weight in change.weights)
     if len(weights) <= 2:
         return _and([weight.key for weight in weights])
     if len(stages) > _MOST_STAGES:

@@ -56,7 +56,7 @@ def _causes(run: RunFacts) -> Iterator[Cause]:
     yield from _off_the_line(run)
     for reason in sorted({row.line_reason for row in run.rows if row.line_reason}):
         count = sum(row.line_reason == reason for row in run.rows)
-        yield Cause(f"{_weights(count, len(run.rows))} no line to compare with: {reason}".replace("weights no", "weights have no"))
+        yield Cause(f"{_weights(count, len(run.rows))} have no line to compare with: {reason}")
 
 
 def _outside_influences(run: RunFacts) -> Iterator[Cause]:
@@ -101,7 +101,11 @@ def _not_in_equilibrium(run: RunFacts) -> Iterator[Cause]:
         ratios = sorted(row.angle_ratio for row in rows if row.angle_ratio is not None)
         known_norms = [row for row in rows if row.norm and row.norm_eq]
         agree = [row for row in known_norms if ((row.norm or 0) > (row.norm_eq or 0)) == below]
-        norms = f": {'its norm is' if len(rows) == 1 else 'their norms are'} {words[1]} equilibrium and still {words[2]}" if agree else ""
+        norms = (
+            f": {'its norm is' if len(rows) == 1 else 'their norms are'} {words[1]} equilibrium and still {words[2]}"
+            if agree
+            else ""
+        )
         yield Cause(
             f"{_named(rows)} {'turns' if len(rows) == 1 else 'turn'} {words[0]} than the equilibrium line"
             f" ({_span(ratios)} of it){norms}",
@@ -141,7 +145,7 @@ def _off_the_line(run: RunFacts) -> Iterator[Cause]:
         return
     yield Cause(
         f"{_named(off)}: {_span(ratios)} of the drift-corrected line, which takes gradients as uncorrelated in time",
-        "gradients that point the same way for many steps turn a weight less, alternating ones more: no fault of a setting",
+        "nothing: gradients that keep their direction for many steps turn a weight less, alternating ones more",
     )
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from smdtrack.record.opened_run import OpenedRun, Setting
 from smdtrack.record.run import Floats, Run, TrackedWeight
@@ -102,7 +103,7 @@ def facts_of(opened: OpenedRun, letter: str = "A", globs: Sequence[str] = (), un
         last_step=int(run.steps[-1]) if len(run.steps) else 0,
         steps_per_epoch=steps_per_epoch(opened),
         diverged_at=diverged,
-        overview={key: float(column[np.isfinite(column)][-1]) for key, column in run.overview.items() if np.isfinite(column).any()},
+        overview=_last_values(run),
     )
 
 
@@ -159,7 +160,7 @@ def diverged_at(run: Run) -> int | None:
     angles, norms = run.values.get("angle"), run.values.get("norm")
     if angles is None or norms is None or not len(run.steps) or not angles.shape[1]:
         return None
-    finite = np.isfinite(norms).any(axis=1) & np.isfinite(angles).any(axis=1)
+    finite: npt.NDArray[np.bool_] = np.logical_and(np.isfinite(norms).any(axis=1), np.isfinite(angles).any(axis=1))
     if finite[-1]:
         return None
     last = int(np.flatnonzero(finite)[-1]) if finite.any() else -1
@@ -195,6 +196,11 @@ def step_weights(run: Run) -> Floats:
     edges = np.concatenate([[min(steps[0] - 1, steps[0])], (steps[1:] + steps[:-1]) / 2, [steps[-1]]])
     widths: Floats = np.diff(edges)
     return widths
+
+
+def _last_values(run: Run) -> dict[str, float]:
+    finite = {key: column[np.isfinite(column)] for key, column in run.overview.items()}
+    return {key: float(values[-1]) for key, values in finite.items() if len(values)}
 
 
 def _travel(run: Run, summary: Summary | None) -> dict[str, Travel]:

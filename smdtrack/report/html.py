@@ -1,7 +1,11 @@
 """HTML elements as text: every name and number is escaped here."""
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
+
+#: A name of more characters may be broken anywhere.
+_LONG_NAME = 48
 
 
 def text(value: object) -> str:
@@ -19,19 +23,26 @@ def details(title: str, body: str, is_open: bool = False) -> str:
     return f"<details{' open' if is_open else ''}><summary>{text(title)}</summary>{body}</details>"
 
 
-def table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[str]], left: bool = False) -> str:
     """Returns a table.
 
     Args:
         titles: Text of the column heads; the first column heads the rows.
         rows: Cells as HTML: `cell()`, or `text()` for the first of a row.
+        left: Whether the column heads stand on the left, as over text.
     """
     head = "".join(f'<th scope="col">{text(title)}</th>' for title in titles)
-    body = "".join(f'<tr><th scope="row">{first}</th>{"".join(rest)}</tr>' for first, *rest in rows)
+    body = "".join(f"<tr>{_row_head(first)}{''.join(rest)}</tr>" for first, *rest in rows)
+    kind = ' class="left"' if left else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table><caption>{text(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table{kind}>'
+        f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _row_head(first: str) -> str:
+    kind = ' class="long"' if len(re.sub("<[^>]*>", "", first)) > _LONG_NAME else ""
+    return f'<th scope="row"{kind}>{first}</th>'
 
 
 def cell(value: object, kind: str = "") -> str:

@@ -153,10 +153,10 @@ def _rms(run: Run, family: str, index: int, window: Summary | None) -> float | N
     return float(np.sqrt(np.mean(values**2))) if len(values) else None
 
 
-def _verdict(
-    small: str, large: str, steps: int, overall: WeightScaling, white: float | None, bound: float
-) -> str:
-    said = f"{steps} steps of {small} turn a weight {overall.ratio:.2f}x as far as one step of {large} (1 would be exact"
+def _verdict(small: str, large: str, steps: int, overall: WeightScaling, white: float | None, bound: float) -> str:
+    said = (
+        f"{steps} steps of {small} turn a weight {overall.ratio:.2f}x as far as one step of {large} (1 would be exact"
+    )
     said += " linear scaling)"
     if white is not None:
         said += f"; theory has {white:.2f} for gradients uncorrelated in time"

@@ -24,11 +24,17 @@ from smdtrack.report.page_data import (
     encoded_map,
     points_per_curve,
     run_columns,
-    short_floats,
 )
-from smdtrack.report.page_figures import equilibrium_figure, map_figure, multiples, overview_figure, schedule_figures
-from smdtrack.report.page_tables import audit_table, change_table, run_table, settings_table, weight_table
+from smdtrack.report.page_figures import (
+    equilibrium_figure,
+    map_figure,
+    multiples,
+    overview_figure,
+    schedule_figures,
+)
+from smdtrack.report.page_tables import audit_table, change_table, run_table, settings_table, sources, weight_table
 from smdtrack.report.page_view import PageView, view_of
+from smdtrack.report.svg import MOST_DECADES
 from smdtrack.report.travel import overall_travel
 
 _NO_NETWORK = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -64,7 +70,11 @@ def page(view: PageView) -> str:
     figures = "".join(map_figure(view, index, found) for index, found in enumerate(maps) if found is not None)
     sections = [
         ("overview", "Overview", _overview(view)),
-        ("map", "Where and when: measured / line", _map_intro() + figures if figures else "<p>No weight has a line.</p>"),
+        (
+            "map",
+            "Where and when: measured / line",
+            _map_intro() + figures if figures else NO_LINE,
+        ),
         ("weight", "One weight", _picker(view)),
         ("stages", "All weights, by stage", multiples(view)),
         ("schedule", "Schedule and time constants", schedule_figures(view)),
@@ -72,7 +82,7 @@ def page(view: PageView) -> str:
         ("weights", "Weights at the end", "".join(_folded(view, run, weight_table(view, run)) for run in view.facts)),
         ("audit", "Which weights, and where their lines come from", _audit(view)),
         ("settings", "Settings", settings_table(view)),
-        ("reading", "How to read this", _GUIDE),
+        ("reading", "How to read this", _asset("guide.html")),
     ]
     links = "".join(f'<a href="#{name}">{text(_LINKS.get(name, heading))}</a>' for name, heading, _ in sections)
     body = "".join(section(name, heading, content) for name, heading, content in sections)
@@ -103,7 +113,7 @@ _LINKS = {
 
 
 def _asset(name: str) -> str:
-    return files("smdtrack.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return files("smdtrack.report").joinpath("assets").joinpath(name).read_text(encoding="utf-8")
 
 
 def _subtitle(view: PageView) -> str:
@@ -129,9 +139,8 @@ def _overview(view: PageView) -> str:
         parts.append(f'<p class="verdict">{text(diagnosis.verdict)}</p>')
         parts.append(_list([(cause.why, cause.action) for cause in diagnosis.causes]))
         parts.append(tiles(_numbers(run)))
-    notes = [f"{run.letter + ': ' if len(view.facts) > 1 else ''}{note}" for run in view.facts for note in run.notes]
-    parts += [f'<p class="soft">{text(note)}</p>' for note in notes]
     parts.append(f'<div class="pair">{overview_figure(view)}{equilibrium_figure(view)}</div>')
+    parts.append(sources(view))
     return "".join(parts)
 
 
@@ -165,8 +174,8 @@ def _numbers(run: RunFacts) -> list[tuple[str, str]]:
 
 def _map_intro() -> str:
     return (
-        "<p>Each row is a weight, each column a stretch of time. White is on the equilibrium line. Blue turns less per"
-        " step than the line, orange more."
+        "<p>Each row is a weight, each column a stretch of time. No colour is on the equilibrium line."
+        " Blue turns less per step than the line, orange more."
         ' <span class="only-screen js">Point at a cell for its value; click it for the curves of the weight.</span></p>'
         '<p class="soft">0.5 or less <span class="scale"></span> 2 or more <span class="absent"></span> no line</p>'
     )
@@ -180,13 +189,16 @@ def _picker(view: PageView) -> str:
         axes.append(("time-constants", "time constants"))
     options = "".join(f'<option value="{value}">over {shown}</option>' for value, shown in axes)
     return (
-        "<noscript><p>Choosing a weight and zooming takes JavaScript. The curves of all weights are in the next part.</p>"
-        '</noscript><div class="pick js"><div class="side">'
+        "<noscript><p>Choosing a weight and zooming takes JavaScript."
+        " The curves of all weights are in the next part.</p></noscript>"
+        '<div class="pick js"><div class="side">'
         '<label class="soft" for="search">Find a weight (key /)</label>'
         '<input id="search" type="search" autocomplete="off" spellcheck="false" placeholder="part of a name">'
-        '<select id="weights" size="14" aria-label="Weights"></select><div class="soft" id="found" aria-live="polite"></div>'
+        '<select id="weights" size="14" aria-label="Weights"></select>'
+        '<div class="soft" id="found" aria-live="polite"></div>'
         f'<select id="axis" aria-label="Axis">{options}</select><button id="reset" disabled>Whole run (Esc)</button>'
-        '<p class="soft">Left and right arrow keys go to the previous and next weight. Drag over a chart to zoom in.</p>'
+        '<p class="soft">Left and right arrow keys go to the previous and next weight.'
+        " Drag over a chart to zoom in.</p>"
         '</div><div><h3 id="picked" aria-live="polite"></h3><div class="charts" id="charts"></div></div></div>'
     )
 
@@ -244,27 +256,12 @@ def _data(view: PageView, maps: Sequence[object]) -> dict[str, object]:
         "curves": curves,
         "pool": data.pool,
         "maps": heat,
+        "decades": MOST_DECADES,
     }
 
 
 def _label(view: PageView, name: str) -> str:
+    if len(view.facts) > 1:
+        return ""
     ratios = [row.angle_ratio for run in view.facts for row in run.rows if row.key == name]
     return " / ".join(f"{ratio:.2f}" for ratio in ratios if ratio is not None)
-
-
-_GUIDE = """
-<p><b>The angle.</b> Batch norm divides out the length of the weights before it, so only their direction matters. The angular
-update is the angle between a weight before and after an optimizer step. It is the effective learning rate of that weight.</p>
-<p><b>The equilibrium line (dashed).</b> Updates make a weight longer, weight decay makes it shorter. When the two balance, the
-angle no longer depends on the gradients: for SGD with momentum a it is sqrt(2 lr wd / (1 + a)). Every weight goes there, in a
-time set by lr x weight decay: its time constant.</p>
-<p><b>The drift-corrected line (dotted).</b> What theory predicts while the norm still changes. A weight that is on this line but
-not on the dashed one is not in equilibrium yet. A weight that is off this line has gradients that are correlated in time, or
-something other than the optimizer moves it.</p>
-<p><b>Below the dashed line (blue):</b> the norm is larger than at equilibrium and falls. <b>Above it (orange):</b> the norm is
-smaller than at equilibrium and grows. After a change of the learning rate both last about three time constants.</p>
-<p><b>One step scatters.</b> Compare root mean squares over many samples, as the tables do. The column +- is the error from
-sampling only some of the steps.</p>
-<p><b>Comparing runs.</b> Two runs with the same line turn by the same angle per step, whatever lr and weight decay make up the
-product. Their norms, time constants and angles per epoch may still differ.</p>
-"""

@@ -59,7 +59,9 @@ def chart_plans(runs: Sequence[Run]) -> list[ChartPlan]:
             "",
             (("growth", "solid", "growth by the updates"), ("decay", "dashed", "shrinking by weight decay")),
         ),
-        ChartPlan("Effective gradient, norm of gradient x norm of weight", 1, "", (("effective_grad", "solid", "measured"),)),
+        ChartPlan(
+            "Effective gradient, norm of gradient x norm of weight", 1, "", (("effective_grad", "solid", "measured"),)
+        ),
     ]
     if "memory_measured" in families:
         plans.append(ChartPlan("Memory of the updates", 1, "", (("memory_measured", "solid", "measured / white"),)))
@@ -125,7 +127,9 @@ def points_per_curve(runs: Sequence[Run], plans: Sequence[ChartPlan]) -> int:
     return max(_FEWEST_POINTS, min(_MOST_POINTS, points))
 
 
-def curves_of(run: Run, names: Sequence[str], plans: Sequence[ChartPlan], by: Columns, data: PageData) -> dict[str, Any]:
+def curves_of(
+    run: Run, names: Sequence[str], plans: Sequence[ChartPlan], by: Columns, data: PageData
+) -> dict[str, Any]:
     """Returns, by family, an encoded curve for each name; None where the run has no such weight or value."""
     places = {weight.key: index for index, weight in enumerate(run.info.weights)}
     encoded: dict[str, Any] = {}

@@ -13,13 +13,14 @@ from smdtrack.report.minmax import columns, thin
 from smdtrack.report.page_view import PageView
 from smdtrack.report.svg import Curve, Frame, chart, legend
 
+NO_LINE = "<p>No weight has a line.</p>"
 #: Points of a curve in a large chart and in a small multiple.
 _POINTS, _SMALL_POINTS = 700, 160
 _ROW_HEIGHTS = (5.0, 15.0)
 _MAP_HEIGHT = 760.0
 #: A row of this height has room for its name.
 _LEAST_LABELLED = 9.5
-_CHARACTER = 5.9
+_CHARACTER = 7.0
 _LONGEST_LABEL = 44
 
 
@@ -42,10 +43,13 @@ def overview_figure(view: PageView) -> str:
 
 def equilibrium_figure(view: PageView) -> str:
     """Share of weights in equilibrium over time."""
+    key = "smd/in_equilibrium"
     curves = [
-        _curve(run, 100 * run.overview["smd/in_equilibrium"], view.colour(index, "solid"), _letter(view, index), _POINTS)
+        _curve(
+            run, 100 * run.overview["smd/in_equilibrium"], view.colour(index, "solid"), _letter(view, index), _POINTS
+        )
         for index, run in enumerate(view.runs)
-        if "smd/in_equilibrium" in run.overview
+        if key in run.overview
     ]
     if not curves:
         return ""
@@ -77,7 +81,7 @@ def schedule_figures(view: PageView) -> str:
             if key in run.overview
         ]
         parts.append(_figure(f"Learning rate ({key})", curves, Frame("Learning rate, by step", 560, 210)))
-    return f'<div class="pair">{"".join(parts)}</div>' if parts else "<p>No weight has a line.</p>"
+    return f'<div class="pair">{"".join(parts)}</div>' if parts else NO_LINE
 
 
 def map_figure(view: PageView, index: int, found: HeatMap) -> str:
@@ -110,8 +114,8 @@ def map_figure(view: PageView, index: int, found: HeatMap) -> str:
         anchor = "end" if share == 1.0 else "middle" if share else ""
         parts.append(f'<text class="{anchor}" x="{left + share * inner:.1f}" y="{height + 16:.1f}">step {step}</text>')
     parts.append(
-        f'<rect class="hit" x="{left:.1f}" y="0" width="{inner:.1f}" height="{height:.1f}" tabindex="0" role="application"'
-        ' aria-label="Weights by time: arrow keys choose a weight, Enter goes to its curves"/></svg>'
+        f'<rect class="hit" x="{left:.1f}" y="0" width="{inner:.1f}" height="{height:.1f}" tabindex="0"'
+        ' role="application" aria-label="Weights by time: arrow keys choose a weight, Enter goes to its curves"/></svg>'
     )
     title = f"<h3>{text(view.facts[index].letter)}: {text(view.facts[index].name)}</h3>" if len(view.runs) > 1 else ""
     return f"<figure>{title}{''.join(parts)}</figure>"

@@ -2,6 +2,7 @@
 
 import time
 
+from smdtrack.record.run import TrackedWeight
 from smdtrack.record.summary import EQUILIBRIUM_BAND
 from smdtrack.report.comparison import Comparison, RunChange
 from smdtrack.report.facts import RunFacts
@@ -31,7 +32,19 @@ def weight_table(view: PageView, run: RunFacts) -> str:
         ]
         for row in run.rows
     ]
-    titles = ("weight", "angle", "pred", "eq", "pred_ratio", "angle_ratio", "+-", "norm", "norm eq", "time constant", "reached at step")
+    titles = (
+        "weight",
+        "angle",
+        "pred",
+        "eq",
+        "pred_ratio",
+        "angle_ratio",
+        "+-",
+        "norm",
+        "norm eq",
+        "time constant",
+        "reached at step",
+    )
     caption = (
         f"{run.name}: RMS over steps {run.summary.first_step} to {run.summary.last_step}; angles in mrad per step;"
         " pred: drift-corrected line; eq: equilibrium line; +-: error of sampling; time constant in steps"
@@ -60,34 +73,42 @@ def change_table(view: PageView, comparison: Comparison, change: RunChange) -> s
         ]
         for weight in change.weights
     ]
-    titles = (
-        "weight", "angle", "+-", "predicted", "at equilibrium", "measured / predicted", "norm", "norm at equilibrium",
-        "time constant", "effective gradient", f"{a} / line", f"{b} / line",
-    )  # fmt: skip
+    titles = ["weight", "angle", "+-", "predicted", "at equilibrium", "measured / predicted", "norm"]
+    titles += ["norm at equilibrium", "time constant", "effective gradient", f"{a} / line", f"{b} / line"]
     caption = (
-        f"{b} over {a}: each number is {b}'s value over {a}'s; predicted: by the drift-corrected lines; / line: measured"
-        " over equilibrium line"
+        f"{b} over {a}: each number is {b}'s value over {a}'s; predicted: by the drift-corrected lines;"
+        " / line: measured over equilibrium line"
     )
     return table(caption, titles, rows)
 
 
 def audit_table(run: RunFacts) -> str:
     """What is known of each weight and of its line."""
+    lines = list(dict.fromkeys(_line(weight) for weight in run.weights))
     rows = [
         [
             text(weight.key),
-            cell("x".join(map(str, weight.shape)) or "-"),
-            cell(weight.group),
+            cell("x".join(map(str, weight.shape)) or "-", "word"),
+            cell(weight.group, "word"),
             cell(weight.scope, "text"),
             cell(weight.norm or "-", "text"),
-            cell(weight.line_kind, "text"),
-            cell(weight.line_formula or weight.line_reason or "-", "text"),
-            cell(weight.line_source or "-", "text"),
+            cell(1 + lines.index(_line(weight)), "word"),
         ]
         for weight in run.weights
     ]
-    titles = ("weight", "shape", "group", "invariant per", "because of", "line", "angle^2, or why there is no line", "source")
-    return table(f"{run.name}: the weights that are measured and where their lines come from", titles, rows)
+    titles = ("weight", "shape", "group", "invariant per", "because of", "line")
+    described = [
+        [text(number), cell(kind, "word"), cell(formula, "text"), cell(source, "text")]
+        for number, (kind, formula, source) in enumerate(lines, 1)
+    ]
+    heads = ("line", "kind", "angle^2 at equilibrium, or why there is no line", "source")
+    return table(f"{run.name}: the lines", heads, described, left=True) + table(
+        f"{run.name}: the weights that are measured, and which line each has", titles, rows, left=True
+    )
+
+
+def _line(weight: TrackedWeight) -> tuple[str, str, str]:
+    return (weight.line_kind, weight.line_formula or weight.line_reason or "-", weight.line_source or "-")
 
 
 def settings_table(view: PageView) -> str:
@@ -96,12 +117,17 @@ def settings_table(view: PageView) -> str:
     differing = {entry.name for entry in view.comparison.settings.differing} if view.comparison else set()
     names.sort(key=lambda name: (name not in differing, name))
     rows = [
-        [text(name), *(cell(run.settings.get(name, "-"), "off" if name in differing else "text") for run in view.facts)]
+        [
+            text(name),
+            *(cell(run.settings.get(name, "-"), "word off" if name in differing else "text") for run in view.facts),
+        ]
         for name in names
     ]
     letters = [run.letter if len(view.facts) > 1 else "value" for run in view.facts]
-    caption = "Settings; those that differ come first" if view.comparison else "Settings of the optimizer and the script"
-    return table(caption, ["setting", *letters], rows)
+    caption = (
+        "Settings; those that differ come first" if view.comparison else "Settings of the optimizer and the script"
+    )
+    return table(caption, ["setting", *letters], rows, left=True)
 
 
 def run_table(view: PageView) -> str:
@@ -114,8 +140,8 @@ def run_table(view: PageView) -> str:
         rows.append(
             [
                 f"{text(run.letter)}: {text(run.name)}",
-                cell(run.status, "text"),
-                cell(time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created)), "text"),
+                cell(run.status, "word"),
+                cell(time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created)), "word"),
                 cell(run.samples),
                 cell(run.last_step),
                 cell(_number(travel.time_constants)),
@@ -124,12 +150,21 @@ def run_table(view: PageView) -> str:
                 cell(_number(travel.per_epoch)),
                 cell(_number(travel.per_time_constant)),
                 *(cell(f"{run.metrics[name]:.4g}") for name in metrics),
-                cell(f"{run.source}: {run.place}", "text"),
             ]
         )
-    titles = ("run", "status", "started", "samples", "last step", "time constants", "turned, rad", "per step, mrad",
-              "per epoch, rad", "per time constant, rad", *metrics, "read from")  # fmt: skip
+    titles = ["run", "status", "started", "samples", "last step", "time constants", "turned, rad", "per step, mrad"]
+    titles += ["per epoch, rad", "per time constant, rad", *metrics]
     return table("The runs; angles are sums over all steps, of the median weight", titles, rows)
+
+
+def sources(view: PageView) -> str:
+    """Where each run was read, and what that source lacks."""
+    parts = []
+    for run in view.facts:
+        letter = f"{run.letter}: " if len(view.facts) > 1 else ""
+        notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in run.notes)
+        parts.append(f'<p class="soft">{text(f"{letter}Read from {run.place} ({run.source}).{notes}")}</p>')
+    return "".join(parts)
 
 
 def _button(name: str, place: int) -> str:

@@ -57,8 +57,10 @@ def view_of(
 ) -> PageView:
     """Returns the view of one run or several."""
     runs = tuple(only(entry.run, globs) for entry in opened)
-    facts = comparison.runs if comparison else tuple(
-        facts_of(entry, letter, globs) for letter, entry in zip(_LETTERS, opened, strict=False)
+    facts = (
+        comparison.runs
+        if comparison
+        else tuple(facts_of(entry, letter, globs) for letter, entry in zip(_LETTERS, opened, strict=False))
     )
     names = tuple(dict.fromkeys(weight.key for run in runs for weight in run.info.weights))
     return PageView(tuple(opened), runs, facts, comparison, names, _furthest(facts, names), axis)

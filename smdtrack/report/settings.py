@@ -8,9 +8,30 @@ from smdtrack.record.opened_run import OpenedRun, Setting
 
 #: What describes the record or the place of a run and not the training.
 _NOT_SETTINGS = frozenset(
-    "command line_kind line_source weights_tracked share_of_parameters output config data_dir resumed_from experiment"
-    " log_interval recovery_interval checkpoint_hist rank local_rank world_size name save_images pin_mem log_wandb"
-    " workers device".split()
+    {
+        "checkpoint_hist",
+        "command",
+        "config",
+        "data_dir",
+        "device",
+        "experiment",
+        "line_kind",
+        "line_source",
+        "local_rank",
+        "log_interval",
+        "log_wandb",
+        "name",
+        "output",
+        "pin_mem",
+        "rank",
+        "recovery_interval",
+        "resumed_from",
+        "save_images",
+        "share_of_parameters",
+        "weights_tracked",
+        "workers",
+        "world_size",
+    }
 )
 #: The same setting under timm's name and under torch's.
 _SAME = {"opt": "optimizer", "opt_eps": "eps", "opt_betas": "betas"}

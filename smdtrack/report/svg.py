@@ -47,6 +47,11 @@ class Frame:
 
 
 _RIGHT, _TOP, _BOTTOM = 8, 8, 20
+#: Decades that a logarithmic axis shows below its largest value; a start near zero would flatten everything else.
+MOST_DECADES = 2.5
+#: A curve is drawn across gaps of at most this many times its usual distance of points: some values exist at every
+#: other sample only.
+_LONGEST_GAP = 3
 
 
 def chart(curves: Sequence[Curve], frame: Frame) -> str:
@@ -68,20 +73,22 @@ def chart(curves: Sequence[Curve], frame: Frame) -> str:
     y_scale = inner_h / ((high - low) or 1.0)
     parts = [opening]
     for value in _ticks(low, high, frame.logarithmic):
-        y = _TOP + (high - value) * y_scale
+        height = _TOP + (high - value) * y_scale
         shown = 10**value if frame.logarithmic else value
-        parts.append(f'<path class="grid" d="M{frame.left} {y:.1f}H{frame.width - _RIGHT}"/>')
-        parts.append(f'<text class="tick end" x="{frame.left - 4}" y="{y + 3.5:.1f}">{_short(shown)}</text>')
+        parts.append(f'<path class="grid" d="M{frame.left} {height:.1f}H{frame.width - _RIGHT}"/>')
+        parts.append(f'<text class="tick end" x="{frame.left - 4}" y="{height + 3.5:.1f}">{_short(shown)}</text>')
     for value in _ticks(x_low, x_high, False):
         x = frame.left + (value - x_low) * x_scale
         parts.append(f'<text class="tick middle" x="{x:.1f}" y="{frame.height - 5}">{_short(value)}</text>')
     if frame.reference is not None:
         level = math.log10(frame.reference) if frame.logarithmic else frame.reference
         if low <= level <= high:
-            y = _TOP + (high - level) * y_scale
-            parts.append(f'<path class="reference" d="M{frame.left} {y:.1f}H{frame.width - _RIGHT}"/>')
+            height = _TOP + (high - level) * y_scale
+            parts.append(f'<path class="reference" d="M{frame.left} {height:.1f}H{frame.width - _RIGHT}"/>')
     for curve, y in drawn:
-        path = _path(frame.left + (curve.x - x_low) * x_scale, _TOP + (high - y) * y_scale)
+        path = _path(
+            frame.left + (curve.x - x_low) * x_scale, np.minimum(_TOP + (high - y) * y_scale, frame.height - _BOTTOM)
+        )
         if path:
             parts.append(f'<path class="{curve.style}" d="{path}"/>')
     return "".join([*parts, "</svg>"])
@@ -111,6 +118,8 @@ def _range(values: Floats, frame: Frame) -> tuple[float, float]:
     if frame.reference is not None:
         level = math.log10(frame.reference) if frame.logarithmic else frame.reference
         low, high = min(low, level), max(high, level)
+    if frame.logarithmic:
+        low = max(low, high - MOST_DECADES)
     margin = (high - low) * 0.06 or (0.05 if frame.logarithmic else abs(high) * 0.05 or 1.0)
     return low - margin, high + margin
 
@@ -119,10 +128,14 @@ def _path(x: Floats, y: Floats) -> str:
     """Relative lines in tenths of a unit: half the characters of absolute ones."""
     parts: list[str] = []
     at: tuple[int, int] | None = None
+    absent = 0
+    longest = _longest_gap(y)
     for px, py in zip(np.rint(np.nan_to_num(x) * 10).astype(int).tolist(), (y * 10).tolist(), strict=True):
         if not math.isfinite(py):
-            at = None
+            absent += 1
+            at = None if absent > longest else at
             continue
+        absent = 0
         place = (px, round(py))
         if at is None:
             parts.append(f"M{_tenth(place[0])} {_tenth(place[1])}")
@@ -130,6 +143,11 @@ def _path(x: Floats, y: Floats) -> str:
             parts.append(f"l{_tenth(place[0] - at[0])} {_tenth(place[1] - at[1])}")
         at = place
     return "".join(parts)
+
+
+def _longest_gap(y: Floats) -> float:
+    there = np.flatnonzero(np.isfinite(y))
+    return _LONGEST_GAP * float(np.median(np.diff(there))) if len(there) > 1 else 0.0
 
 
 def _tenth(value: int) -> str:

@@ -93,7 +93,7 @@
     if (!lines.length) return;
     let [from, to] = state.zoom || [Infinity, -Infinity];
     if (!state.zoom) for (const line of lines) { from = Math.min(from, line.x[0]); to = Math.max(to, line.x[line.x.length - 1]); }
-    const logarithmic = plan.logarithmic && lines.every(line => line.y.every(value => !(value <= 0)));
+    const logarithmic = plan.logarithmic;
     const level = value => logarithmic ? Math.log10(value) : value;
     let low = Infinity, high = -Infinity;
     for (const line of lines) for (let i = 0; i < line.y.length; i++) {
@@ -101,6 +101,7 @@
       if (line.x[i] >= from && line.x[i] <= to && isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
     }
     if (!isFinite(low)) { low = 0; high = 1; }
+    if (logarithmic) low = Math.max(low, high - data.decades);
     const margin = (high - low) * .06 || (logarithmic ? .05 : Math.abs(high) * .05 || 1);
     low -= margin; high += margin;
     const px = x => left + (x - from) / ((to - from) || 1) * (width - left - right);
@@ -112,15 +113,16 @@
     for (const tick of ticks(from, to, false)) make("text", {class: "middle", x: px(tick), y: height - 5}, svg, short(tick));
     const id = `clip-${panels.indexOf(panel)}`;
     const clip = make("clipPath", {id}, svg);
-    make("rect", {x: left, y: 0, width: width - left - right, height}, clip);
+    make("rect", {x: left, y: 0, width: width - left - right, height: height - bottom}, clip);
     const area = make("g", {"clip-path": `url(#${id})`}, svg);
     for (const line of lines) {
-      let path = "", pen = false;
+      line.gap = usual(line.y);
+      let path = "", absent = Infinity;
       for (let i = 0; i < line.y.length; i++) {
-        const value = level(line.y[i] * plan.unit);
-        if (!isFinite(value)) { pen = false; continue; }
-        path += (pen ? "L" : "M") + px(line.x[i]).toFixed(1) + " " + py(value).toFixed(1);
-        pen = true;
+        const value = Math.max(level(line.y[i] * plan.unit), low - 1);
+        if (!isFinite(value)) { absent++; continue; }
+        path += (absent > line.gap ? "M" : "L") + px(line.x[i]).toFixed(1) + " " + py(value).toFixed(1);
+        absent = 0;
       }
       make("path", {class: line.style, d: path}, area);
     }
@@ -137,10 +139,23 @@
     span.append(mark, text || line.label);
     return span;
   };
+  // Some values exist at every other sample only: how many points may be missing before a curve is interrupted.
+  const usual = ys => {
+    const gaps = [];
+    let last = -1;
+    for (let i = 0; i < ys.length; i++) if (isFinite(ys[i])) { if (last >= 0) gaps.push(i - last); last = i; }
+    gaps.sort((one, other) => one - other);
+    return gaps.length ? 3 * gaps[gaps.length >> 1] : 0;
+  };
   const nearest = (xs, x) => {
     let low = 0, high = xs.length - 1;
     while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle; else high = middle; }
     return x - xs[low] < xs[high] - x ? low : high;
+  };
+  const near = (line, x) => {
+    const at = nearest(line.x, x);
+    for (let by = 0; by <= line.gap; by++) for (const i of [at - by, at + by]) if (isFinite(line.y[i])) return line.y[i];
+    return NaN;
   };
   const where = (panel, event) => {
     const box = panel.svg.getBoundingClientRect(), scale = panel.scale;
@@ -157,7 +172,7 @@
         if (other.figure.hidden) continue;
         other.cursor.setAttribute("d", `M${other.scale.px(x).toFixed(1)} 8V${other.scale.height - 22}`);
         other.read.replaceChildren(...other.lines.map(line => {
-          const value = line.y[nearest(line.x, x)] * other.plan.unit;
+          const value = near(line, x) * other.plan.unit;
           return keyOf(line, `${line.label} ${short(value)}`);
         }), `${axisName()} ${short(x)}`);
       }
@@ -289,7 +304,8 @@
   addEventListener("afterprint", () => { document.querySelectorAll("details").forEach(one => { one.open = one.dataset.was === "true"; }); });
 
   fill();
-  const asked = decodeURIComponent((location.hash.match(/^#weight=(.*)/) || [])[1] || "");
-  pick(Math.max(0, data.weights.indexOf(asked) >= 0 ? data.weights.indexOf(asked) : data.start));
+  let asked = -1;
+  try { asked = data.weights.indexOf(decodeURIComponent((location.hash.match(/^#weight=(.*)/) || [])[1])); } catch (error) { /* not ours */ }
+  pick(asked >= 0 ? asked : data.start);
   root.dataset.drawn = "yes";
 })();
