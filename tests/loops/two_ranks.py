@@ -81,7 +81,7 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
-    # A gloo thread that still holds the last step's work when Python ends aborts the process. It is joined once nothing
-    # refers to the group, and DDP, which does, lies in a cycle.
+    # If a gloo thread still holds the last step's work when Python ends, the process aborts. The thread ends when
+    # nothing refers to the process group any more. DDP refers to it and is part of a reference cycle: collect that.
     gc.collect()
     dist.destroy_process_group()

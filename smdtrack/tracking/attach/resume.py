@@ -16,8 +16,10 @@ from torch.optim import Optimizer
 from smdtrack.optimizers import state_of, steps_taken
 from smdtrack.record.checkpoints import append_checkpoint
 from smdtrack.record.run import Floats
-from smdtrack.tracking.measure.precision import measured
-from smdtrack.tracking.measure.probe import Reading, squares
+from smdtrack.tracking.interpret.step_values import step_values
+from smdtrack.tracking.measure.precision import tensor_to_measure
+from smdtrack.tracking.measure.probe import read_squared_norms
+from smdtrack.tracking.measure.table import Reading
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class SavedState:
 
     def write(self, folder: Path) -> None:
         """Appends to the run's list of checkpoints; call it on the writer thread."""
-        append_checkpoint(folder, self.step, dict(zip(self.names, self.reading.numpy()[0].tolist(), strict=True)))
+        norms = step_values(self.reading).weight_squared.tolist()
+        append_checkpoint(folder, self.step, dict(zip(self.names, norms, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,6 @@ def state_before(
     taken, state = steps_taken(optimizer), state_of(optimizer)
     if not weigh or not (always or (state and taken != 0)):
         return Before(taken, {})
-    weights = {column: measured(parameter, state.get(parameter, {})) for column, parameter in enumerate(parameters)}
-    norms = squares(weights, len(parameters)).numpy()[0].tolist() if weights else []
+    weights = {c: tensor_to_measure(parameter, state.get(parameter, {})) for c, parameter in enumerate(parameters)}
+    norms = step_values(read_squared_norms(weights, len(parameters))).weight_squared.tolist() if weights else []
     return Before(taken, dict(zip(map(id, parameters), norms, strict=True)))

@@ -22,7 +22,7 @@ from smdtrack.tracking.attach.run_description import describe_run
 from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
 from smdtrack.tracking.attach.weight_selection import Selection
 from smdtrack.tracking.interpret.sample_builder import SampleBuilder
-from smdtrack.tracking.measure.probe import squares
+from smdtrack.tracking.measure.probe import read_squared_norms
 from smdtrack.tracking.measure.sharding import ShardSum, local, shard_group
 from smdtrack.tracking.measure.step_measurer import StepMeasurer
 
@@ -44,7 +44,7 @@ class Tracker:
     | `smd/theory` | 1, the line to hold the ratios against |
     | `smd/pred_ratio_p50` | measured / drift-corrected, median |
     | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over fifty samples) |
-    | `smd/orthogonality_residual` | largest |cos| between gradient and weight but for what batch norm's eps accounts for: a live
+    | `smd/orthogonality_residual` | largest |cos| of gradient and weight without what eps of batch norm explains: a live
       check that the weights are invariant |
     | `smd/not_invariant` | share of weights that have stopped being invariant; absent while there are none |
     | `smd/below_floor` | share of weights whose angle drowns in the rounding of their storage (bf16: 5e-3 rad) |
@@ -157,7 +157,7 @@ class Tracker:
         self._measurer.discard()
         try:
             if self._step is None:
-                self._measurer.look_at_groups()
+                self._measurer.update_groups()
                 self._step = self._steps_before()
                 self._begin_at(self._step)
             self._step += 1
@@ -169,7 +169,7 @@ class Tracker:
                 return
             if self._info is not None and self._writer is None:
                 self._start_writing(self._info)
-            self._measurer.look_at_groups()
+            self._measurer.update_groups()
             self._due = self._measurer.begin(self._step, has_closure)
         except Exception as error:
             self._give_up(error)
@@ -206,7 +206,7 @@ class Tracker:
             return  # the step itself will ask again, and tell
         if due:
             try:
-                self._measurer.look_ahead()
+                self._measurer.copy_norms()
             except Exception as error:
                 self._give_up(error)
 
@@ -270,7 +270,7 @@ class Tracker:
             if self._writer is None:
                 self._start_writing(self._info)
             assert self._writer is not None
-            reading = squares(self._measurer.weights(), len(self.selection.parameters))
+            reading = read_squared_norms(self._measurer.weights(), len(self.selection.parameters))
             self._writer.submit(SavedState(self._step, self._names, reading))
         except Exception as error:
             self._give_up(error)
@@ -289,8 +289,8 @@ class Tracker:
         if self._reduce is None or self._step is None:
             return
         try:
-            self._measurer.skip(self._step)
+            self._measurer.skip_windows(self._step)
             for _ in range(tables):
-                self._reduce.abstain(local(self.selection.parameters[0]).device)
+                self._reduce.contribute_nan(local(self.selection.parameters[0]).device)
         except Exception:
             self._closed = True
