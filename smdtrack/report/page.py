@@ -26,6 +26,7 @@ from smdtrack.report.page_data import (
     run_columns,
 )
 from smdtrack.report.page_figures import (
+    NO_LINE,
     equilibrium_figure,
     map_figure,
     multiples,
