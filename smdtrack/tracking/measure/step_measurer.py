@@ -158,7 +158,6 @@ class StepMeasurer:
             group_of=self._group_of,
             family=self._family,
             smallest_angles=[smallest_angle(weights.get(c, weight)) for c, weight in enumerate(self._parameters)],
-            sharded=self._reduce is not None,
             has_gradients_of_the_step=not has_closure or _closure_runs_once(self._optimizer),
             norm_in_eval_mode=self._norm_in_eval_mode,
             skipped=found_inf.detach().clone() if found_inf is not None else None,
