@@ -189,12 +189,12 @@ def time_constants(run: Run) -> Floats | None:
 
 
 def step_weights(run: Run) -> Floats:
-    """Returns for how many steps each sample stands, (T,): half the way to its neighbours, all steps together."""
+    """Returns for how many steps each sample stands, (T,): half the way to its neighbours on both sides."""
     steps = run.steps.astype(np.float64)
     if len(steps) < 2:
         return np.ones(len(steps))
-    edges = np.concatenate([[min(steps[0] - 1, steps[0])], (steps[1:] + steps[:-1]) / 2, [steps[-1]]])
-    widths: Floats = np.diff(edges)
+    gaps = np.diff(steps)
+    widths: Floats = (np.concatenate([gaps[:1], gaps]) + np.concatenate([gaps, gaps[-1:]])) / 2
     return widths
 
 
