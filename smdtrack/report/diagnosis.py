@@ -23,6 +23,12 @@ class Cause:
     action: str = ""
 
 
+_DIVERGED = Cause(
+    "the weights stopped being finite",
+    "lower the learning rate or lengthen the warm-up; what was measured before that step is right",
+)
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """A run's verdict and the reasons behind it, the most important first."""
@@ -33,6 +39,8 @@ class Diagnosis:
 
 def diagnose(run: RunFacts) -> Diagnosis:
     """Returns the verdict on one run with its reasons."""
+    if run.summary is None and run.diverged_at is not None:
+        return Diagnosis(f"the training diverged at step {run.diverged_at}, before a step was measured", (_DIVERGED,))
     if run.summary is None:
         return Diagnosis(
             "nothing was measured",
@@ -43,10 +51,7 @@ def diagnose(run: RunFacts) -> Diagnosis:
 
 def _causes(run: RunFacts) -> Iterator[Cause]:
     if run.diverged_at is not None:
-        yield Cause(
-            f"the weights stopped being finite at step {run.diverged_at}: the training diverged",
-            "lower the learning rate or lengthen the warm-up; numbers before that step are still right",
-        )
+        yield Cause(f"{_DIVERGED.why} at step {run.diverged_at}: the training diverged", _DIVERGED.action)
     if run.status == "interrupted":
         yield Cause(f"the training was interrupted: the last sample is step {run.last_step}")
     if run.status == "failed":

@@ -18,9 +18,11 @@ def section(name: str, title: str, body: str) -> str:
     return f'<section id="{name}"><h2>{text(title)}</h2>{body}</section>'
 
 
-def details(title: str, body: str, is_open: bool = False) -> str:
-    """Returns a part that opens with a click."""
-    return f"<details{' open' if is_open else ''}><summary>{text(title)}</summary>{body}</details>"
+def details(title: str, body: str, is_open: bool = False, rest: str = "") -> str:
+    """Returns a part that opens with a click. A title that is written from right to left turns nothing around it."""
+    return (
+        f"<details{' open' if is_open else ''}><summary><bdi>{text(title)}</bdi>{text(rest)}</summary>{body}</details>"
+    )
 
 
 def table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[str]], left: bool = False) -> str:

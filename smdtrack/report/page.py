@@ -80,7 +80,7 @@ def page(view: PageView) -> str:
         ("stages", "All weights, by stage", multiples(view)),
         ("schedule", "Schedule and time constants", schedule_figures(view)),
         *([("changes", "Change of each weight", _changes(view))] if view.comparison else []),
-        ("weights", "Weights at the end", "".join(_folded(view, run, weight_table(view, run)) for run in view.facts)),
+        ("table", "Weights at the end", "".join(_folded(view, run, weight_table(view, run)) for run in view.facts)),
         ("audit", "Which weights, and where their lines come from", _audit(view)),
         ("settings", "Settings", settings_table(view)),
         ("reading", "How to read this", _asset("guide.html")),
@@ -107,7 +107,7 @@ _LINKS = {
     "stages": "By stage",
     "schedule": "Schedule",
     "changes": "Changes",
-    "weights": "Table",
+    "table": "Table",
     "audit": "Audit",
     "reading": "How to read",
 }

@@ -59,9 +59,7 @@ def chart_plans(runs: Sequence[Run]) -> list[ChartPlan]:
             "",
             (("growth", "solid", "growth by the updates"), ("decay", "dashed", "shrinking by weight decay")),
         ),
-        ChartPlan(
-            "Effective gradient, norm of gradient x norm of weight", 1, "", (("effective_grad", "solid", "measured"),)
-        ),
+        ChartPlan("Effective gradient: norms of gradient x weight", 1, "", (("effective_grad", "solid", "measured"),)),
     ]
     if "memory_measured" in families:
         plans.append(ChartPlan("Memory of the updates", 1, "", (("memory_measured", "solid", "measured / white"),)))

@@ -127,7 +127,7 @@ def multiples(view: PageView) -> str:
     for place, (stage, indices) in enumerate(view.stages.items()):
         figures = "".join(_multiple(view, index) for index in indices)
         count = f"{len(indices)} weight{'s' if len(indices) > 1 else ''}"
-        parts.append(details(f"{stage}: {count}", f'<div class="multiples">{figures}</div>', is_open=place == 0))
+        parts.append(details(stage, f'<div class="multiples">{figures}</div>', is_open=place == 0, rest=f": {count}"))
     kinds = (("solid", "measured"), ("dotted", "drift-corrected line"), ("dashed", "equilibrium line"))
     if len(view.runs) == 1:
         keys = [Curve(np.empty(0), np.empty(0), view.colour(0, style), label) for style, label in kinds]

@@ -79,7 +79,8 @@ def chart(curves: Sequence[Curve], frame: Frame) -> str:
         parts.append(f'<text class="tick end" x="{frame.left - 4}" y="{height + 3.5:.1f}">{_short(shown)}</text>')
     for value in _ticks(x_low, x_high, False):
         x = frame.left + (value - x_low) * x_scale
-        parts.append(f'<text class="tick middle" x="{x:.1f}" y="{frame.height - 5}">{_short(value)}</text>')
+        anchor = "end" if x > frame.width - 2 * _RIGHT else "middle"
+        parts.append(f'<text class="tick {anchor}" x="{x:.1f}" y="{frame.height - 5}">{_short(value)}</text>')
     if frame.reference is not None:
         level = math.log10(frame.reference) if frame.logarithmic else frame.reference
         if low <= level <= high:

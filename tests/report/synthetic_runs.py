@@ -58,7 +58,14 @@ def make_record(
         TrackedWeight(f"{name}.weight", name, (16, 16, 3, 3), line_kind="closed form", line_formula="2 lr wd / (1+a)")
         for name in names
     )
-    known = {"model": "net", "optimizer": "SGD", "lr": lr, "weight_decay": decay, "momentum": momentum, **(params or {})}
+    known = {
+        "model": "net",
+        "optimizer": "SGD",
+        "lr": lr,
+        "weight_decay": decay,
+        "momentum": momentum,
+        **(params or {}),
+    }
     made = time.time() if created is None else created
     info = RunInfo(folder.name, folder.name, folder, made, weights, known)
     store = LocalStore(info)

@@ -14,7 +14,10 @@ def said(*runs):
 
 def test_four_times_the_rate_doubles_the_angle(facts):
     lines = said(facts("base"), facts("lr4", lr=0.4))
-    assert lines[0] == "B turns 2.00x as far per step as A (median of 5 weights), as lr x 4 predicts (2.00x at equilibrium)."
+    assert (
+        lines[0]
+        == "B turns 2.00x as far per step as A (median of 5 weights), as lr x 4 predicts (2.00x at equilibrium)."
+    )
     assert len(lines) == 2 and lines[1].startswith("Its weights are 1.41x as long"), lines
 
 
@@ -42,7 +45,9 @@ def test_a_lag_of_the_baseline_is_not_taken_for_the_runs_excess(facts):
 def test_a_lag_of_the_run_is_told_as_its_own(facts):
     lines = said(facts("base", steps=400), facts("wd4", decay=2e-2, steps=400, start=2000.0))
     assert "wd x 4 predicts 2.00x at equilibrium; with the norms as they still move it is" in lines[0]
-    assert any("All 5 weights of B were still losing norm" in line and "not reached its new line" in line for line in lines)
+    assert any(
+        "All 5 weights of B were still losing norm" in line and "not reached its new line" in line for line in lines
+    )
 
 
 def test_the_same_run_twice_is_no_difference(facts):
@@ -70,7 +75,9 @@ def test_a_run_that_diverged_at_once_is_refused(facts):
 
 
 def test_no_weight_in_common(facts):
-    with pytest.raises(SmdtrackError, match="have no weight in common: conv1, layer1.0.conv1, .* against stem, head of"):
+    with pytest.raises(
+        SmdtrackError, match="have no weight in common: conv1, layer1.0.conv1, .* against stem, head of"
+    ):
         compare([facts("a"), facts("b", names=["stem", "head"])])
 
 

@@ -110,7 +110,8 @@
       make("path", {class: "grid", d: `M${left} ${py(tick).toFixed(1)}H${width - right}`}, svg);
       make("text", {class: "end", x: left - 5, y: py(tick) + 4}, svg, short(logarithmic ? 10 ** tick : tick));
     }
-    for (const tick of ticks(from, to, false)) make("text", {class: "middle", x: px(tick), y: height - 5}, svg, short(tick));
+    for (const tick of ticks(from, to, false)) 
+      make("text", {class: px(tick) > width - 2 * right ? "end" : "middle", x: px(tick), y: height - 5}, svg, short(tick));
     const id = `clip-${panels.indexOf(panel)}`;
     const clip = make("clipPath", {id}, svg);
     make("rect", {x: left, y: 0, width: width - left - right, height: height - bottom}, clip);
