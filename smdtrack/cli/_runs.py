@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from smdtrack.names import stage_of, unmatched_globs
+from smdtrack.notices import SmdtrackError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -53,6 +56,19 @@ def open_runs(texts: Sequence[str], folder: Path, tracking_uri: str | None) -> "
         (letter, open_run(text, folder=folder, tracking_uri=tracking_uri))
         for letter, text in zip(_LETTERS, texts, strict=False)
     ]
+
+
+def check_globs(globs: Sequence[str], runs: "Sequence[OpenedRun]") -> None:
+    """Checks that each glob matches a weight of at least one run.
+
+    Raises:
+        SmdtrackError: If one matches none.
+    """
+    weights = [weight for opened in runs for weight in opened.run.info.weights]
+    wrong = unmatched_globs(globs, [name for weight in weights for name in (weight.key, weight.name)])
+    if wrong:
+        stages = ", ".join(dict.fromkeys(stage_of(weight.key) for weight in weights))
+        raise SmdtrackError(f"no weight matches {wrong[0]!r}; the stages are {stages}")
 
 
 def console() -> "Console":

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smdtrack.cli._runs import RUN_HELP, open_runs, source_options
-from smdtrack.names import did_you_mean, stage_of, unmatched_globs
+from smdtrack.cli._runs import RUN_HELP, check_globs, open_runs, source_options
+from smdtrack.names import did_you_mean
 from smdtrack.notices import SmdtrackError
 
 if TYPE_CHECKING:
@@ -112,13 +112,7 @@ def _facts(opened: "Sequence[tuple[str, OpenedRun]]", axis: Any, globs: Sequence
     from smdtrack.report.facts import facts_of
     from smdtrack.report.lining_up import last_common_steps
 
-    if globs:
-        names = [weight.key for _, run in opened for weight in run.run.info.weights]
-        names += [weight.name for _, run in opened for weight in run.run.info.weights]
-        wrong = unmatched_globs(globs, names)
-        if wrong:
-            stages = ", ".join(dict.fromkeys(stage_of(name) for name in names))
-            raise SmdtrackError(f"no weight matches {wrong[0]!r}; the stages are {stages}")
+    check_globs(globs, [run for _, run in opened])
     ends: list[float | None] = [None] * len(opened)
     if axis is not None:
         ends = list(last_common_steps([run for _, run in opened], axis))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from smdtrack.cli._runs import RUN_HELP, open_runs, source_options
+from smdtrack.cli._runs import RUN_HELP, check_globs, open_runs, source_options
 
 EXAMPLE = """\b
 Examples:
@@ -44,6 +44,7 @@ def command(
     from smdtrack.report.page import write_page
 
     opened = open_runs(runs, folder, tracking_uri)
+    check_globs(globs, [run for _, run in opened])
     comparison = None
     if len(opened) > 1:
         comparison = compare([facts_of(run, letter, globs) for letter, run in opened])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smdtrack.cli._runs import RUN_HELP, open_runs, source_options
+from smdtrack.cli._runs import RUN_HELP, check_globs, open_runs, source_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ def command(run: str, folder: Path, tracking_uri: str | None, globs: tuple[str, 
     from smdtrack.report.facts import facts_of
 
     ((letter, opened),) = open_runs([run], folder, tracking_uri)
+    check_globs(globs, [opened])
     facts = facts_of(opened, letter, globs)
     diagnosis = diagnose(facts)
     if as_json:

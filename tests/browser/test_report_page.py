@@ -154,7 +154,8 @@ def test_text_can_be_read_in_both_schemes(tab: Any, two: Path, scheme: str) -> N
     open_page(tab, two, scheme)
     script = """() => ['body', '.soft', 'a'].map(name => {
         const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(v => { v /= 255;
-            return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }); return .2126 * r + .7152 * g + .0722 * b; };
+            return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
+            return .2126 * r + .7152 * g + .0722 * b; };
         const one = light(getComputedStyle(document.querySelector(name)).color);
         const two = light(getComputedStyle(document.body).backgroundColor);
         return (Math.max(one, two) + .05) / (Math.min(one, two) + .05);

@@ -36,8 +36,8 @@ def make_record(
 ) -> Path:
     """Writes the record of heavy-ball SGD on weights with a constant effective gradient.
 
-    The squared norm follows `r+ = r (1 - 2 gamma) + (lr H)^2 C^2 / r` and the angle is that of the drift-corrected line,
-    times a scatter of `noise`; an angle over k steps is that of gradients uncorrelated in time.
+    The squared norm follows `r+ = r (1 - 2 gamma) + (lr H)^2 C^2 / r`. The angle is that of the drift-corrected line,
+    times a scatter of `noise`. An angle over k steps is that of gradients uncorrelated in time.
 
     Args:
         start: Norm at the start over the equilibrium norm at the full rate, of all weights or of each.

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,11 +13,14 @@ def test_every_column_keeps_its_extremes(samples, points, seed):
     by = columns(samples, points)
     drawn = thin(values, by)
     assert len(drawn) == len(by.places) <= max(points, 2)
-    assert drawn.min() == values.min() and drawn.max() == values.max()
-    assert (np.diff(by.places) >= 0).all() and by.places[0] == 0 and by.places[-1] == samples - 1
+    assert drawn.min() == values.min()
+    assert drawn.max() == values.max()
+    assert (np.diff(by.places) >= 0).all()
+    assert by.places[0] == 0
+    assert by.places[-1] == samples - 1
     if by.thinned:
         edges = np.append(by.starts, samples)
-        for column, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        for column, (start, end) in enumerate(itertools.pairwise(edges)):
             pair = sorted(drawn[2 * column : 2 * column + 2])
             assert pair == [values[start:end].min(), values[start:end].max()]
 
@@ -24,7 +29,8 @@ def test_gaps_are_skipped_and_columns_without_values_stay_gaps():
     values = np.full(100, np.nan)
     values[10], values[90] = 3.0, -2.0
     drawn = thin(values, columns(100, 20))
-    assert np.nanmin(drawn) == -2 and np.nanmax(drawn) == 3
+    assert np.nanmin(drawn) == -2
+    assert np.nanmax(drawn) == 3
     assert np.isfinite(drawn).sum() == 4
 
 
