@@ -119,8 +119,8 @@ def test_a_script_s_mlflow_run_has_its_settings_and_metrics(
 
     mlflow.set_tracking_uri(store)
     try:
-        mlflow.set_experiment("theirs/with a slash")
-        with mlflow.start_run(run_name="mine"):
+        experiment = mlflow.create_experiment("theirs/with a slash")
+        with mlflow.start_run(experiment_id=experiment, run_name="mine"):
             mlflow.log_params({"batch_size": 256, "augment": "true", "note": "x"})
             mlflow.log_metric("val_acc", 0.5, step=1)
             mlflow.log_metric("val_acc", 0.75, step=2)
@@ -225,7 +225,7 @@ def test_a_wandb_file_that_is_none(tmp_path: Path) -> None:
     folder = tmp_path / "offline-run-1"
     folder.mkdir()
     (folder / "run-1.wandb").write_bytes(b"nothing of the kind")
-    with pytest.raises(SmdtrackError, match="reader failed on|has no data of smdtrack"):
+    with pytest.raises(SmdtrackError, match=r"reader failed on|has no data of smdtrack"):
         open_run(str(folder))
 
 
