@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smdtrack.cli._runs import console, milli, number
+from smdtrack.cli._runs import console, milli, number, print_table
 from smdtrack.record.summary import EQUILIBRIUM_BAND
 from smdtrack.report.comparison import Comparison, RunChange, WeightChange, quantities
 from smdtrack.report.comparison_verdict import sentences
@@ -49,7 +49,7 @@ def print_comparison(
         order: Quantity to sort by, and whether the largest comes first; the network's order if None.
     """
     screen = console()
-    screen.print(_runs(comparison))
+    print_table(screen, _runs(comparison))
     screen.print(Text(_RUNS_CAPTION, style="dim"), soft_wrap=True)
     screen.print()
     _print_settings(comparison, screen)
@@ -58,7 +58,7 @@ def print_comparison(
             screen.print(Text(f"{change.run.letter} is in part incomparable because {reason}"), soft_wrap=True)
         screen.print()
         screen.print(Text(_title(comparison.baseline, change.run), style="bold"), soft_wrap=True)
-        screen.print(_table(comparison, change, columns, order))
+        print_table(screen, _table(comparison, change, columns, order))
         screen.print(Text(_CAPTION, style="dim"), soft_wrap=True)
     if scaling is not None:
         screen.print()
@@ -119,7 +119,7 @@ def _print_settings(comparison: Comparison, screen: Console) -> None:
             table.add_column(run.letter, justify="right", no_wrap=True)
         for entry in settings.differing:
             table.add_row(Text(entry.name), *(Text(str(value)) for value in entry.values))
-        screen.print(table)
+        print_table(screen, table)
         screen.print(f"{settings.equal} other settings are the same.")
     if settings.known_for_some:
         names = ", ".join(settings.known_for_some[:8]) + (", ..." if len(settings.known_for_some) > 8 else "")
@@ -212,6 +212,6 @@ def _print_scaling(scaling: "LinearScaling", screen: Console) -> None:
             Text(row.key), number(row.ratio), number(row.measured), number(scaling.white), number(scaling.bound)
         )
     screen.print(Text(title, style="bold"), soft_wrap=True)
-    screen.print(table)
+    print_table(screen, table)
     screen.print(Text(caption, style="dim"), soft_wrap=True)
     screen.print(Text(scaling.verdict, style="bold"), soft_wrap=True)

@@ -11,12 +11,14 @@ from smdtrack.notices import SmdtrackError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from smdtrack.record.opened_run import OpenedRun
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 #: Tables in a file or a pipe are not folded below this width.
-_PIPE_WIDTH = 200
+_PIPE_WIDTH = 400
+_WIDEST = 10_000
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 RUN_HELP = """\b
@@ -72,13 +74,24 @@ def check_globs(globs: Sequence[str], runs: "Sequence[OpenedRun]") -> None:
 
 
 def console() -> "Console":
-    """Returns a console on stdout; in a pipe or a file it is wide, so that no line is folded."""
+    """Returns a console on stdout; in a pipe or a file it is wide, so that no text is folded."""
     from rich.console import Console
 
     made = Console(highlight=False)
     if not made.is_terminal:
         made.width = max(made.width, _PIPE_WIDTH)
     return made
+
+
+def print_table(screen: "Console", table: "Table") -> None:
+    """Prints a table in its full width: a terminal that is narrower folds its lines, but no name is cut."""
+    from rich.measure import Measurement
+
+    width = screen.width
+    wanted = Measurement.get(screen, screen.options.update(max_width=_WIDEST), table).maximum
+    screen.width = max(width, wanted)
+    screen.print(table)
+    screen.width = width
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -80,7 +80,7 @@ def _print(heads: "Sequence[RunHead]") -> None:
     for title in ("run", "started", "status", "model", "optimizer", "lr x wd"):
         table.add_column(title, no_wrap=True)
     table.add_column("samples", justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold", min_width=20)
+    table.add_column("verdict", overflow="ellipsis", no_wrap=True, min_width=20)
     for head in heads:
         params = head.params or {}
         table.add_row(
@@ -93,7 +93,14 @@ def _print(heads: "Sequence[RunHead]") -> None:
             "-" if head.samples is None else str(head.samples),
             Text(head.damage or head.verdict or "-"),
         )
-    console().print(table)
+    screen = console()
+    # On a narrow terminal the verdict is cut, the names are not.
+    screen.width = max(screen.width, _LEAST_WIDTH + max(len(head.folder.name) for head in heads))
+    screen.print(table)
+
+
+#: Of all columns but the run's name, with 20 characters of the verdict.
+_LEAST_WIDTH = 115
 
 
 def _short(value: Any) -> str:

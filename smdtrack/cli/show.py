@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smdtrack.cli._runs import RUN_HELP, check_globs, open_runs, source_options
+from smdtrack.cli._runs import RUN_HELP, check_globs, open_runs, print_table, source_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +67,7 @@ def _print(facts: "RunFacts", diagnosis: "Diagnosis", console: "Console") -> Non
         console.print(Text(f"note: {note}"), soft_wrap=True)
     if facts.summary is not None:
         console.print()
-        console.print(summary_table(facts.summary))
+        print_table(console, summary_table(facts.summary))
     console.print()
     console.print(Text(diagnosis.verdict, style="bold"), soft_wrap=True)
     for cause in diagnosis.causes:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from smdtrack.record.opened_run import Setting
 from smdtrack.record.summary import EQUILIBRIUM_BAND
 from smdtrack.report.comparison import Comparison, RunChange, WeightChange
 from smdtrack.report.facts import RunFacts
@@ -25,6 +24,8 @@ _SCHEDULE_SETTINGS = (
     "cooldown_epochs",
 )
 _MOST_STAGES = 6
+#: A line that changed by less than this factor did not move.
+_MOVED = 1.02
 
 
 def sentences(comparison: Comparison, change: RunChange) -> list[str]:
@@ -45,7 +46,7 @@ def line_causes(baseline: RunFacts, run: RunFacts) -> list[str]:
     """Returns which settings of the line differ, such as `lr x 4`."""
     one, other = baseline.settings, run.settings
     causes = []
-    if "optimizer" in one and "optimizer" in other and not _same_optimizer(one, other):
+    if "optimizer" in one and "optimizer" in other and not same(one["optimizer"], other["optimizer"]):
         causes.append(f"{one['optimizer']} to {other['optimizer']}")
     for name in ("lr", "weight_decay"):
         before, after = number(one, name), number(other, name)
@@ -62,10 +63,6 @@ def line_causes(baseline: RunFacts, run: RunFacts) -> list[str]:
     return causes
 
 
-def _same_optimizer(one: dict[str, Setting] | object, other: object) -> bool:
-    return same(one["optimizer"], other["optimizer"])  # type: ignore[index]
-
-
 def _is_same(comparison: Comparison, change: RunChange) -> bool:
     if change.incomparable or change.run.last_step != comparison.baseline.last_step:
         return False
@@ -79,41 +76,47 @@ def _is_same(comparison: Comparison, change: RunChange) -> bool:
 def _headline(baseline: RunFacts, change: RunChange) -> str:
     a, b, count = baseline.letter, change.run.letter, len(change.weights)
     measured, line, drift = (change.median(name) for name in ("angle_change", "angle_eq_change", "angle_pred_change"))
-    over = f"median of {count} weights" if count > 1 else change.weights[0].key
     if measured is None:
         return f"No angle of {b} and {a} can be compared."
+    over = f"median of {count} weights" if count > 1 else change.weights[0].key
     turns = f"{b} turns {times(measured)} as far per step as {a} ({over})"
     causes = line_causes(baseline, change.run)
-    cause = _and(causes)
     if line is None:
-        return f"{turns}; there is no line for both, so nothing is predicted" + (f" for {cause}." if cause else ".")
-    moved = abs(math.log(line)) > math.log(1.02)
-    if not cause:
-        cause = _schedule_cause(baseline, change.run) if moved else ""
-    if not moved and not causes:
+        after = f" for {_and(causes)}" if causes else ""
+        return f"{turns}; there is no line for both, so nothing is predicted{after}."
+    moved = abs(math.log(line)) > math.log(_MOVED)
+    if not causes and moved:
+        causes = _schedule_cause(baseline, change.run)
+    if not causes and not moved:
         if _near(measured, line):
             return f"{turns}: no setting that moves the line differs, and the line is the same."
         return f"{turns}. No setting that moves the line differs: at equilibrium it would be {times(line)}."
-    who = cause or "the line, which moved although no recorded setting says why,"
-    verb = "predict" if len(causes) > 1 or (causes and " to " in causes[0]) else "predicts"
+    return turns + _prediction(causes, measured, line, drift)
+
+
+def _prediction(causes: Sequence[str], measured: float, line: float, drift: float | None) -> str:
+    """The rest of the headline: what the changed settings predict, and whether that was measured."""
+    who = _and(causes) or "the line"
+    verb = "predict" if len(causes) > 1 else "predicts"
+    unnamed = "" if causes else " No recorded setting says why the line moved."
     if _near(measured, line):
-        return f"{turns}, as {who} {verb} ({times(line)} at equilibrium)."
+        return f", as {who} {verb} ({times(line)} at equilibrium).{unnamed}"
     if drift is not None and _near(measured, drift):
         return (
-            f"{turns}. {_upper(who)} {verb} {times(line)} at equilibrium; with the norms as they still move it is"
-            f" {times(drift)}, as measured."
+            f". {_upper(who)} {verb} {times(line)} at equilibrium; with the norms as they still move it is"
+            f" {times(drift)}, as measured.{unnamed}"
         )
     extra = f" and {times(drift)} with the norms as they move" if drift is not None else ""
-    return f"{turns}, where {who} {verb} {times(line)} at equilibrium{extra}."
+    return f", where {who} {verb} {times(line)} at equilibrium{extra}.{unnamed}"
 
 
-def _schedule_cause(baseline: RunFacts, run: RunFacts) -> str:
+def _schedule_cause(baseline: RunFacts, run: RunFacts) -> list[str]:
     names = [
         name
         for name in _SCHEDULE_SETTINGS
         if name in baseline.settings and name in run.settings and not same(baseline.settings[name], run.settings[name])
     ]
-    return f"the schedule ({', '.join(names)})" if names else ""
+    return [f"the schedule ({', '.join(names)})"] if names else []
 
 
 def _ends(baseline: RunFacts, change: RunChange) -> Iterator[str]:
