@@ -12,6 +12,7 @@ from smdtrack.record.summary import EQUILIBRIUM_BAND
 from smdtrack.report.comparison import Comparison, RunChange, WeightChange, quantities
 from smdtrack.report.comparison_verdict import sentences
 from smdtrack.report.facts import RunFacts, is_settled
+from smdtrack.report.script_metrics import shown_metrics
 from smdtrack.report.travel import overall_travel
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def print_comparison(
 
 def _runs(comparison: Comparison) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    metrics = _shared_metrics(comparison.runs)
+    metrics = shown_metrics([run.metrics for run in comparison.runs])
     for title in ("", "run", "status"):
         table.add_column(title, no_wrap=True)
     for title in ("steps", "samples", "in eq.", "turned", "per step", "per epoch", "per time const.", *metrics):
@@ -101,11 +102,6 @@ _RUNS_CAPTION = (
     "turned: sum of the angles of all steps, median weight, in rad; per step in mrad; in eq.: weights within"
     f" {EQUILIBRIUM_BAND:.0%} of their equilibrium line"
 )
-
-
-def _shared_metrics(runs: Sequence[RunFacts]) -> list[str]:
-    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
-    return [name for name in names if name not in ("epoch", "lr")][:4]
 
 
 def _print_settings(comparison: Comparison, screen: Console) -> None:

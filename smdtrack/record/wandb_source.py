@@ -104,6 +104,10 @@ class _Contents:
         lines = done.stdout.splitlines()
         if done.returncode:
             said = first_line(ValueError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason"))
+            if "No such command" in done.stderr:
+                raise SmdtrackError(
+                    "this version of wandb cannot read offline runs (no `wandb leet inspect`): upgrade it"
+                )
             if not lines:
                 raise SmdtrackError(f"W&B's reader failed on {log}: {said}")
             self.damaged = said

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from smdtrack.record.summary import EQUILIBRIUM_BAND
 from smdtrack.report.comparison import Comparison, RunChange, WeightChange
 from smdtrack.report.facts import RunFacts
+from smdtrack.report.script_metrics import shown_metrics
 from smdtrack.report.settings import number, same
 
 #: Two runs whose numbers agree to this share are the same run, read from two sources.
@@ -219,13 +220,10 @@ def _per_epoch(baseline: RunFacts, change: RunChange) -> Iterator[str]:
 
 
 def _metrics(baseline: RunFacts, run: RunFacts) -> Iterator[str]:
-    shown = [
-        f"{name} {baseline.metrics[name]:.4g} to {run.metrics[name]:.4g}"
-        for name in baseline.metrics
-        if name in run.metrics and name not in ("epoch", "lr") and baseline.metrics[name] != run.metrics[name]
-    ]
+    names = shown_metrics([baseline.metrics, run.metrics], 3)
+    shown = [f"{name} {baseline.metrics[name]:.4g} to {run.metrics[name]:.4g}" for name in names]
     if shown:
-        yield f"The script's own metrics, {baseline.letter} to {run.letter}: {', '.join(shown[:4])}."
+        yield f"The script's own metrics, {baseline.letter} to {run.letter}: {', '.join(shown)}."
 
 
 def _where(weights: Sequence[WeightChange], change: RunChange) -> str:

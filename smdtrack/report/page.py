@@ -36,6 +36,7 @@ from smdtrack.report.page_figures import (
 from smdtrack.report.page_tables import audit_table, change_table, run_table, settings_table, sources, weight_table
 from smdtrack.report.page_view import PageView, view_of
 from smdtrack.report.svg import MOST_DECADES
+from smdtrack.report.script_metrics import shown_metrics
 from smdtrack.report.travel import overall_travel
 
 _NO_NETWORK = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -169,8 +170,7 @@ def _numbers(run: RunFacts) -> list[tuple[str, str]]:
         numbers.append(("turned in all", f"{travel.turned:.3g} rad"))
     if travel.per_epoch is not None:
         numbers.append(("turned per epoch", f"{travel.per_epoch:.3g} rad"))
-    shown = [(name, f"{value:.4g}") for name, value in run.metrics.items() if name not in ("epoch", "lr")]
-    return numbers + shown[:4]
+    return numbers + [(name, f"{run.metrics[name]:.4g}") for name in shown_metrics([run.metrics], 3)]
 
 
 def _map_intro() -> str:

@@ -8,6 +8,7 @@ from smdtrack.report.comparison import Comparison, RunChange
 from smdtrack.report.facts import RunFacts
 from smdtrack.report.html import cell, table, text
 from smdtrack.report.page_view import PageView
+from smdtrack.report.script_metrics import shown_metrics
 from smdtrack.report.travel import overall_travel
 
 
@@ -132,8 +133,7 @@ def settings_table(view: PageView) -> str:
 
 def run_table(view: PageView) -> str:
     """Where the runs come from, how they ended and how far their weights turned."""
-    metrics = [name for name in view.facts[0].metrics if all(name in run.metrics for run in view.facts)]
-    metrics = [name for name in metrics if name not in ("epoch", "lr")][:6]
+    metrics = shown_metrics([run.metrics for run in view.facts])
     rows = []
     for run in view.facts:
         travel = overall_travel(run)
