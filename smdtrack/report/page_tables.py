@@ -141,7 +141,6 @@ def run_table(view: PageView) -> str:
             [
                 f"{text(run.letter)}: {text(run.name)}",
                 cell(run.status, "word"),
-                cell(time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created)), "word"),
                 cell(run.samples),
                 cell(run.last_step),
                 cell(_number(travel.time_constants)),
@@ -152,7 +151,7 @@ def run_table(view: PageView) -> str:
                 *(cell(f"{run.metrics[name]:.4g}") for name in metrics),
             ]
         )
-    titles = ["run", "status", "started", "samples", "last step", "time constants", "turned, rad", "per step, mrad"]
+    titles = ["run", "status", "samples", "last step", "time constants", "turned, rad", "per step, mrad"]
     titles += ["per epoch, rad", "per time constant, rad", *metrics]
     return table("The runs; angles are sums over all steps, of the median weight", titles, rows)
 
@@ -163,7 +162,9 @@ def sources(view: PageView) -> str:
     for run in view.facts:
         letter = f"{run.letter}: " if len(view.facts) > 1 else ""
         notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in run.notes)
-        parts.append(f'<p class="soft">{text(f"{letter}Read from {run.place} ({run.source}).{notes}")}</p>')
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
+        said = f"{letter}Started {started}, read from {run.place} ({run.source}).{notes}"
+        parts.append(f'<p class="soft">{text(said)}</p>')
     return "".join(parts)
 
 
