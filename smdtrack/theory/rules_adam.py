@@ -41,6 +41,7 @@ def normalised(settings: GroupSettings, updates: UpdateStatistics, own_share: fl
         step_size=settings.lr,
         decay=settings.lr * settings.weight_decay * updates.gain * (1 - own_share),
         decay_needs_state=True,
+        coupled=True,
         decay_exponent=1.0,
         kind="from state",
         formula=FORMULA_STATE,

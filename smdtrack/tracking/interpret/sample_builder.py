@@ -94,7 +94,7 @@ class SampleBuilder:
             "norm_eq": np.where(np.isfinite(angle_eq), norm_eq, np.nan),
             "effective_grad": gradient,
             # Where a trust ratio ties the step to the norm, the angle does not follow from drift and memory alone.
-            "memory": _column(None if line is None or line.trust is not None else line.memory for line in lines),
+            "memory": _column(None if line is None or line.trust is not None else line.drift_memory for line in lines),
             "time_constant": _column(None if line is None else line.time_constant for line in lines),
             "orthogonality_residual": residual,
         }
