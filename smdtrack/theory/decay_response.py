@@ -34,6 +34,7 @@ class DecayResponse:
         decay_needs_state: Whether gamma changes with the size of the gradients.
         norm_exponent: p in |u| ~ |g|^p at a fixed weight. With |g| ~ 1/||w|| it is p in |u| ~ ||w||^-p.
         follows_weight: Whether |u| grows with ||w||, as with a trust ratio.
+        follows_lr: Whether |u| is proportional to the learning rate.
     """
 
     decay_share: float
@@ -41,6 +42,7 @@ class DecayResponse:
     decay_needs_state: bool
     norm_exponent: float
     follows_weight: bool
+    follows_lr: bool
 
     def decay(self, lr: float, weight_decay: float) -> float:
         """Returns gamma at a learning rate and weight decay."""
@@ -110,7 +112,11 @@ def _measure(optimizer_class: type[Optimizer], arguments: Mapping[str, Any]) -> 
 
     plain = _run(optimizer_class, arguments, 0.0).step_length
     larger_gradients = _run(optimizer_class, arguments, 0.0, gradient_scale=10.0).step_length
-    larger_weight = _run(optimizer_class, arguments, 0.0, weight_scale=10.0).step_length
+    # With weight decay, because LAMB applies its trust ratio only then. The decay is small beside the update.
+    weak = _DECAYS[0] if decay_argument(optimizer_class, 0.0) else 0.0
+    usual_weight = _run(optimizer_class, arguments, weak).step_length
+    larger_weight = _run(optimizer_class, arguments, weak, weight_scale=10.0).step_length
+    smaller_lr = _run(optimizer_class, arguments, 0.0, lr=_LR / 4).step_length
     share, exponent, needs_state = 0.0, 1.0, False
     if decay_argument(optimizer_class, 0.0):
         for decay in _DECAYS:
@@ -128,5 +134,6 @@ def _measure(optimizer_class: type[Optimizer], arguments: Mapping[str, Any]) -> 
         decay_rate_exponent=exponent,
         decay_needs_state=needs_state,
         norm_exponent=round(math.log10(larger_gradients / plain), 2) if moves else 0.0,
-        follows_weight=larger_weight > 3 * plain,
+        follows_weight=larger_weight > 3 * usual_weight,
+        follows_lr=abs(4 * smaller_lr - plain) <= 0.2 * plain,
     )
