@@ -4,12 +4,14 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from smdtrack.theory import finite_decay
+from smdtrack.theory import filters, finite_decay
 from smdtrack.theory.update_statistics import UpdateStatistics
 
 #: How a line is known: a formula of the hyper-parameters; read from the optimizer's state during training; measured by
 #: running the optimizer on noise; taken over without proof; not at all.
 Kind = Literal["closed form", "from state", "calibrated", "approximate", "none"]
+#: Drift of ln ||w||^2 per step below which it does not change the memory of sign updates: 1 % within 100 steps.
+_SLOW_DRIFT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,19 @@ class Line:
             share = (math.sqrt(max(0.0, 1 + 2 * pull + log_norm2_drift)) - 1) / pull
             return max(0.0, pull * share / math.sqrt(self.memory))
         if self.overlap is not None:
-            return finite_decay.angle(self.decay_rate, self.overlap, math.expm1(log_norm2_drift))
+            return finite_decay.angle(self.decay_rate, self._overlap_at(log_norm2_drift), math.expm1(log_norm2_drift))
         squared = 2 * self.decay_rate + log_norm2_drift * self._relaxation
         return finite_decay.angle_of_chord(squared / self.memory)
+
+    def _overlap_at(self, log_norm2_drift: float) -> float:
+        """Returns A at a drift: for signs of filtered gradients it depends on how fast the norm changes."""
+        assert self.overlap is not None
+        if self.updates is None or not self.updates.are_signs or abs(log_norm2_drift) < _SLOW_DRIFT:
+            return self.overlap
+        drifting = filters.signs_under_drift(self.updates, log_norm2_drift)
+        decay_rate = self.decay_rate or 0.0
+        still = finite_decay.overlap(self.updates.autocorrelation, decay_rate)
+        return self.overlap * finite_decay.overlap(drifting.autocorrelation, decay_rate) / still
 
     @property
     def _relaxation(self) -> float:
