@@ -19,6 +19,8 @@ _LR = 1e-4
 #: Weight decays that are tried, the weak one first: if the learning rate does not multiply the decay, the strong one
 #: would leave nothing of the weight.
 _DECAYS = (1e-4, 0.1)
+#: Weight decay that has no effect in fp32, but is not 0: LAMB applies its trust ratio only with weight decay.
+_TINY_DECAY = 1e-9
 #: Share of the weight that decay must take in a run to be told from rounding.
 _VISIBLE = 1e-3
 _measured: "dict[tuple[Any, ...], DecayResponse]" = {}
@@ -112,10 +114,8 @@ def _measure(optimizer_class: type[Optimizer], arguments: Mapping[str, Any]) -> 
 
     plain = _run(optimizer_class, arguments, 0.0).step_length
     larger_gradients = _run(optimizer_class, arguments, 0.0, gradient_scale=10.0).step_length
-    # With weight decay, because LAMB applies its trust ratio only then. The decay is small beside the update.
-    weak = _DECAYS[0] if decay_argument(optimizer_class, 0.0) else 0.0
-    usual_weight = _run(optimizer_class, arguments, weak).step_length
-    larger_weight = _run(optimizer_class, arguments, weak, weight_scale=10.0).step_length
+    usual_weight = _run(optimizer_class, arguments, _TINY_DECAY).step_length
+    larger_weight = _run(optimizer_class, arguments, _TINY_DECAY, weight_scale=10.0).step_length
     smaller_lr = _run(optimizer_class, arguments, 0.0, lr=_LR / 4).step_length
     share, exponent, needs_state = 0.0, 1.0, False
     if decay_argument(optimizer_class, 0.0):

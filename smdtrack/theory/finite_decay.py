@@ -26,6 +26,9 @@ import math
 import torch
 from torch import Tensor
 
+#: Rounds of the iteration in `angle_at_fixed_norm`.
+_ROUNDS = 20
+
 
 def overlap(autocorrelation: Tensor, decay_rate: float) -> float:
     """Returns `A = sum_{j>=1} rho_j (1 - g)^(j-1)`.
@@ -59,6 +62,24 @@ def angle(decay_rate: float, overlap: float, growth: float = 0.0) -> float:
 def angle_of_chord(squared_chord: float) -> float:
     """Returns the angle in radian between two vectors of the same length, from their squared distance over r."""
     return 2 * math.asin(min(1.0, math.sqrt(max(0.0, squared_chord)) / 2))
+
+
+def angle_at_fixed_norm(autocorrelation: Tensor, relative_update: float) -> float:
+    """Returns the angle of one step in radian if the optimizer scales the weight back to its norm after each step.
+
+    Derived here: the scaling acts like a decay rate g with `(1 - g)^2 (1 + x + 2 A x) = 1`, applied after the update.
+    Hence `A = sum_{j>=1} rho_j (1 - g)^j`. The two equations are iterated from g = 0; each round reduces the error by a
+    factor of about x times the memory. Then `tan(angle) = sqrt(x - A^2 x^2)/(1 + A x)`.
+
+    Args:
+        autocorrelation: rho_0 = 1, rho_1, ... of the updates.
+        relative_update: x, the squared length of the update over that of the weight.
+    """
+    x, along = relative_update, overlap(autocorrelation, 0.0)
+    for _ in range(_ROUNDS):
+        shrunk = max(0.0, 1 + x + 2 * along * x) ** -0.5
+        along = overlap(autocorrelation, 1 - shrunk) * shrunk
+    return math.atan2(math.sqrt(max(0.0, x - (along * x) ** 2)), 1 + along * x)
 
 
 def cosine_after(steps: int, autocorrelation: Tensor, decay_rate: float, relative_update: float) -> float:

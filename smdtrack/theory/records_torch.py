@@ -112,6 +112,7 @@ TORCH = (
         key="torch.Adafactor",
         title="Adafactor",
         rule=rules_trust.torch_adafactor,
+        kind="approximate",
         formula="Delta = min(lr, 1/sqrt(step)) / (1 - lr wd)",
         source="derived here (the step is a share of the weight's size)",
         assumptions=rules_trust.ADAFACTOR,

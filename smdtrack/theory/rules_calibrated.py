@@ -6,6 +6,7 @@ from dataclasses import replace
 from smdtrack.theory.calibration import CALIBRATED, CannotRunError
 from smdtrack.theory.decay_response import decay_response
 from smdtrack.theory.dynamics import WHITE, Dynamics, no_line
+from smdtrack.theory.finite_decay import angle_at_fixed_norm
 from smdtrack.theory.fixed_norm import FixedNorm, fixed_norm
 from smdtrack.theory.group_settings import GroupSettings
 from smdtrack.theory.update_statistics import UpdateStatistics
@@ -81,9 +82,9 @@ def _of_fixed_norm(settings: GroupSettings, updates: UpdateStatistics, fixed: Fi
         step_size=settings.lr,
         norm_exponent=-1.0,
         trust="whole",
-        fixed_angle=fixed.angle_over_lr * settings.lr,
+        fixed_angle=angle_at_fixed_norm(updates.autocorrelation, (fixed.angle_over_lr * settings.lr) ** 2),
         kind="calibrated",
-        formula=f"Delta = {fixed.angle_over_lr:.4g} lr",
+        formula=f"Delta = {fixed.angle_over_lr:.4g} lr, less what the memory adds along the weight",
         source="derived here (angle of the real optimizer's steps on white noise)",
         assumptions=("the optimizer keeps the weight's norm fixed", "the angle does not depend on the weight's shape"),
         reason=FIXED_NORM,

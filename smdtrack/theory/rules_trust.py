@@ -13,7 +13,7 @@ STEADY_NORM = "norm steady over a step"
 ADAFACTOR = (
     WHITE,
     "the weight's RMS is above eps[1], so that the step is a share of it",
-    "d = 1: normalised gradients have an RMS of 1",
+    "normalised gradients have an RMS of 1; clipping at d = 1 makes it 1 % less for a weight of 1000 elements",
 )
 CHORD = "derived here (a chord of length lr ||w||)"
 
@@ -127,6 +127,5 @@ def torch_adafactor(settings: GroupSettings) -> Dynamics:
         norm_exponent=-1.0,
         trust="whole",
         fixed_angle=math.atan2(rho, 1 - settings.decoupled_decay),
-        kind="approximate" if rho**2 < 2 * settings.decoupled_decay else None,
         reason="the norm has no equilibrium: d ln||w||^2/dt = min(lr, 1/sqrt(step))^2 - 2 lr wd",
     )

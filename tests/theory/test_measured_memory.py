@@ -12,18 +12,9 @@ from tests.theory.simulator import Simulation, at_equilibrium
 
 
 def moments(simulation, steps):
-    """Returns the means of `<w, d>/<w, w>` and `<d, d>/<w, w>`, and the trace."""
-    along = squared = 0.0
-    angles, norms = [], []
-    for _ in range(steps):
-        before = simulation.weight.detach().clone()
-        trace = simulation.run(1, sample=0)
-        change = simulation.weight.detach() - before
-        angles += trace.angle2
-        norms += trace.norm2
-        along += float((before * change).sum() / trace.norm2[0])
-        squared += float(change.square().sum() / trace.norm2[0])
-    return along / steps, squared / steps, math.sqrt(sum(angles) / steps), math.log(norms[-1] / norms[0]) / (steps - 1)
+    """Returns the means of `<w, d>/<w, w>` and `<d, d>/<w, w>`, the RMS angle and the drift."""
+    trace = simulation.run(steps, sample=0)
+    return sum(trace.along) / steps, sum(trace.change2) / steps, trace.angle, trace.drift
 
 
 def simulated(name, correlation, settle=800, **settings):

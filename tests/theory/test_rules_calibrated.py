@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import timm.optim
 import torch
 from torch.optim import Optimizer
 
@@ -109,3 +110,14 @@ def test_without_weight_decay_among_its_arguments_there_is_no_equilibrium():
     assert line.decay_rate == 0
     assert "no equilibrium" in line.reason
     assert line.drift_corrected(1e-4) == pytest.approx(1e-2, rel=0.01)
+
+
+def test_a_trust_ratio_that_needs_weight_decay_is_noticed():
+    """LAMB without weight decay is Adam, so that it must be run with it."""
+
+    class OwnLamb(timm.optim.Lamb):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    line = equilibrium_lines(OwnLamb([weight()], lr=0.01, weight_decay=0.1))[0]
+    assert (line.kind, line.reason) == ("none", "its step follows the weight's norm in a way that is not known")
