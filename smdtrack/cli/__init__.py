@@ -51,6 +51,7 @@ class _Commands(click.Group):
 # Kept here and not read from the commands, so that `smdtrack --help` does not import torch.
 _SUMMARIES = {
     "audit": "Which weights of a model are scale-invariant, why, and at what scope.",
+    "demo": "Train a recipe that comes with the package, tracked.",
     "predict": "The equilibrium angle and time constant of a recipe, before training.",
     "run": "Run an unmodified training script with its angular updates tracked.",
 }

@@ -26,6 +26,7 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
     name = "shape"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Returns the shape; fails with a usage error for anything else."""
         if isinstance(value, tuple):
             return value
         try:
