@@ -9,7 +9,10 @@ from torch.optim import Optimizer
 
 from smdtrack.names import did_you_mean
 from smdtrack.notices import SmdtrackError, first_line
+from smdtrack.planning import timm_parts
 from smdtrack.planning.recipe import Recipe
+from smdtrack.theory.line import Line
+from smdtrack.theory.registry import identify
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "plateau", "wsd", "rsqrt", "constant", "none")
 #: Segments in which a schedule that changes at every update is computed at most. More show nothing new in a table or a
@@ -36,18 +39,18 @@ class LrSegment:
 
 def check_optimizer(name: str) -> None:
     """Raises `SmdtrackError`, with near names, if timm does not know the optimizer or cannot create it here."""
-    from timm.optim import list_optimizers
-
-    known = [str(entry) for entry in list_optimizers()]
+    known = [str(entry) for entry in timm_parts.optim().list_optimizers()]
     bare = name.lower().removeprefix("lookahead_")
     if bare not in known:
         hint = did_you_mean(bare, known) or "`smdtrack predict --list` shows all of them"
         raise SmdtrackError(f"timm has no optimizer {name!r}; {hint}")
-    from smdtrack.theory.catalogue import absent
+    if isinstance(_info(name).opt_class, str):
+        # An optimizer of another package. The catalogue imports the whole of timm, so it is asked only about these.
+        from smdtrack.theory.catalogue import absent
 
-    missing = absent(bare)
-    if missing:
-        raise SmdtrackError(f"optimizer {name!r} {missing}")
+        missing = absent(bare)
+        if missing:
+            raise SmdtrackError(f"optimizer {name!r} {missing}")
 
 
 def make_optimizer(recipe: Recipe, shape: tuple[int, ...]) -> Optimizer:
@@ -56,33 +59,43 @@ def make_optimizer(recipe: Recipe, shape: tuple[int, ...]) -> Optimizer:
     Raises:
         SmdtrackError: The optimizer refuses its settings; the message quotes it.
     """
-    from timm.optim import create_optimizer_v2, optimizer_kwargs
-
-    arguments = {**optimizer_kwargs(recipe), **_further_arguments(recipe)}
+    timm_optim = timm_parts.optim()
+    arguments = {**timm_optim.optimizer_kwargs(recipe), **_further_arguments(recipe)}
     weight = torch.nn.Parameter(torch.empty(shape, device="meta"))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), timm_parts.without_compiler():
             warnings.simplefilter("ignore")
-            optimizer: Optimizer = create_optimizer_v2([weight], **arguments)
+            optimizer: Optimizer = timm_optim.create_optimizer_v2([weight], **arguments)
     except (TypeError, ValueError, AssertionError, ImportError, ArithmeticError, LookupError) as error:
         raise SmdtrackError(f"optimizer {recipe.opt!r} refuses these settings: {first_line(error)}") from error
     return optimizer
 
 
+def line_at_peak(recipe: Recipe, shape: tuple[int, ...]) -> Line:
+    """Returns the equilibrium line of a weight of this shape at the recipe's learning rate.
+
+    Raises:
+        SmdtrackError: The optimizer refuses its settings.
+    """
+    optimizer = make_optimizer(recipe, shape)
+    return identify(optimizer).line(optimizer.param_groups[0], shape)
+
+
 def ignored_settings(recipe: Recipe) -> list[str]:
     """Returns a sentence for each setting of the optimizer that timm ignores for this one."""
-    from timm.optim import get_optimizer_info
-
-    info = get_optimizer_info(recipe.opt.lower().removeprefix("lookahead_"))
+    info = _info(recipe.opt)
     given = {"opt_betas": recipe.opt_betas and not info.has_betas, "opt_eps": recipe.opt_eps and not info.has_eps}
     return [f"timm ignores {name} for {recipe.opt}, which has none" for name, ignored in given.items() if ignored]
 
 
+def _info(name: str) -> Any:
+    """Returns timm's `OptimInfo` of an optimizer, for Lookahead that of the optimizer inside it."""
+    return timm_parts.optim().get_optimizer_info(name.lower().removeprefix("lookahead_"))
+
+
 def _further_arguments(recipe: Recipe) -> dict[str, Any]:
     """Returns `opt_kwargs`, checked against the settings that have names of their own."""
-    from timm.optim import get_optimizer_info
-
-    info = get_optimizer_info(recipe.opt.lower().removeprefix("lookahead_"))
+    info = _info(recipe.opt)
     if recipe.opt_betas and info.has_betas and len(recipe.opt_betas) != info.num_betas:
         raise SmdtrackError(f"{recipe.opt} takes {info.num_betas} betas, not {len(recipe.opt_betas)}")
     taken = dict(_SET_ELSEWHERE)
@@ -110,18 +123,18 @@ def lr_segments(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> t
     Raises:
         SmdtrackError: timm does not know the schedule, or refuses its settings.
     """
-    from timm.scheduler import create_scheduler_v2
-    from timm.scheduler.scheduler_factory import scheduler_kwargs
-
+    timm_scheduler = timm_parts.scheduler()
     known = ", ".join(SCHEDULES)
-    arguments = scheduler_kwargs(recipe)
+    arguments = timm_scheduler.scheduler_kwargs(recipe)
     if arguments.get("decay_epochs") is None:
         # The default of newer timm versions; those up to 1.0.20 do not accept None.
         arguments["decay_epochs"] = 0.2 if recipe.sched in ("wsd", "rsqrt") else 90
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scheduler, epochs = create_scheduler_v2(optimizer, **arguments, updates_per_epoch=steps_per_epoch)
+            scheduler, epochs = timm_scheduler.create_scheduler_v2(
+                optimizer, **arguments, updates_per_epoch=steps_per_epoch
+            )
     except (AssertionError, ValueError, TypeError, ArithmeticError) as error:
         reason = str(error).rstrip(".") or "its settings are out of range"
         raise SmdtrackError(f"timm refuses the schedule {recipe.sched!r}: {reason}; schedules are {known}") from error
