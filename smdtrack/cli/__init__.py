@@ -51,6 +51,7 @@ class _Commands(click.Group):
 _SUMMARIES = {
     "audit": "Which weights of a model are scale-invariant, why, and at what scope.",
     "predict": "The equilibrium angle and time constant of a recipe, before training.",
+    "translate": "The same angular update under another optimizer, batch size or length.",
     "run": "Run an unmodified training script with its angular updates tracked.",
 }
 

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from smdtrack.planning.advice import ema_window
 from smdtrack.planning.plan import Plan
+from smdtrack.planning.solve import Solution
 from smdtrack.planning.stages import Stage
 
 #: Rows of the plot.
@@ -27,39 +29,112 @@ _LABEL = 18
 def show(plan: Plan, console: Console) -> None:
     """Prints a plan, at most 110 columns wide."""
     width = min(console.width, WIDEST)
-    peak = plan.peak
-    console.print(Text(f"{peak.optimizer}: {peak.kind}", style="bold"))
-    if peak.formula:
-        _entry(
-            console, "line", peak.formula if peak.formula.startswith("Delta") else f"Delta^2 = {peak.formula}", width
-        )
-        _entry(console, "source", peak.source, width)
-        _entry(console, "assumes", "; ".join(peak.assumptions), width)
-    if peak.angular_update:
-        _entry(console, "angular update", f"{peak.angular_update:.4g} rad per step at the largest lr", width)
-    if peak.memory is not None and peak.decay_rate is not None:
-        _entry(console, "memory R", f"{peak.memory:.4g}     decay rate gamma  {peak.decay_rate:.3g}", width)
-    if peak.time_constant is not None:
-        _entry(console, "time constant", f"{peak.time_constant:,.0f} steps at the largest lr", width)
-    if plan.time_constants is not None:
-        _entry(console, "whole run", f"{plan.time_constants:.2g} time constants", width)
-    console.print()
-    console.print(_table(plan, tight=width < 90))
+    _show_line(plan, console, width)
+    if plan.groups:
+        console.print()
+        console.print(_group_table(plan))
+    if plan.stages:
+        console.print()
+        console.print(_stage_table(plan, tight=width < 90))
+        console.print(Text(wrapped("", _start_sentence(plan), width), style="dim"))
     if plan.curve:
         console.print()
         epochs, steps = plan.stages[-1].last_epoch, plan.curve[-1][0]
         console.print(Text(f"angular update in rad per step, over {epochs:g} epochs ({steps:,} steps)"))
         console.print(_coloured(plot(plan.curve, epochs, width - _MARGIN - 1)))
         console.print(Text(" " * _MARGIN + "- equilibrium line   o predicted (drawn over the line)"))
-        console.print(
-            Text(" " * _MARGIN + "(assumes gradients of constant effective size, from --start-norm on)", style="dim")
-        )
-    if plan.problems or plan.changes:
+    if plan.findings or plan.solution:
         console.print()
-    for problem in plan.problems:
-        console.print(Text(wrapped("warning: ", problem, width), style="yellow"))
-    for change in plan.changes:
-        console.print(Text(wrapped("to change it: ", change, width)))
+    for finding in plan.findings:
+        style = "yellow" if finding.level == "warning" else ""
+        console.print(Text(wrapped(f"{finding.level}: ", finding.message, width), style=style))
+        if finding.change:
+            console.print(Text(wrapped("  to change it: ", finding.change, width)))
+    if plan.solution is not None:
+        console.print(Text(wrapped("for the wanted angle: ", _solution_sentence(plan.solution), width)))
+
+
+def _show_line(plan: Plan, console: Console, width: int) -> None:
+    """Prints the line at the largest learning rate, its time constant and what follows from them."""
+    peak = plan.peak
+    console.print(Text(f"{peak.optimizer}: {peak.kind}", style="bold"))
+    recipe = plan.recipe
+    _entry(console, "recipe", f"{recipe.opt}, lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}", width)
+    if peak.formula:
+        formula = peak.formula if peak.formula.startswith("Delta") else f"Delta^2 = {peak.formula}"
+        _entry(console, "line", formula, width)
+        _entry(console, "source", peak.source, width)
+        _entry(console, "assumes", "; ".join(peak.assumptions), width)
+    where = " at the largest learning rate" if plan.stages else ""
+    if peak.angular_update:
+        _entry(console, "angular update", f"{peak.angular_update:.4g} rad per step{where}", width)
+    if peak.decay_rate and peak.angular_update:
+        _entry(console, "decay per step", f"{peak.decay_rate:.3g}", width)
+        _entry(console, "decay timescale", f"{_duration(1 / peak.decay_rate, plan)}: 1 / decay per step", width)
+    if peak.memory is not None and peak.angular_update:
+        _entry(console, "memory R", f"{peak.memory:.4g}", width)
+    if peak.time_constant is not None:
+        _entry(console, "time constant", f"{_duration(peak.time_constant, plan)}", width)
+    if plan.recipe.model_ema and peak.time_constant is not None:
+        window = ema_window(plan.recipe.model_ema_decay)
+        ratio = window / peak.time_constant
+        _entry(console, "average (EMA)", f"{_duration(window, plan)}: {ratio:.2g} time constants", width)
+    if plan.time_constants is not None:
+        _entry(console, "whole run", f"{plan.time_constants:.2g} time constants", width)
+
+
+def _duration(steps: float, plan: Plan) -> str:
+    """Returns a number of steps, and of epochs if the length of an epoch is known."""
+    text = f"{steps:,.0f} steps" if steps >= 100 else f"{steps:.3g} steps"
+    return text if plan.steps_per_epoch is None else f"{text} ({steps / plan.steps_per_epoch:.3g} epochs)"
+
+
+def _start_sentence(plan: Plan) -> str:
+    """Says from which initial norms the predicted angles were computed."""
+    if not plan.curve or plan.peak.trust is not None:
+        return ""
+    shown = [f"{norm:.3g}" for norm in plan.start_norms]
+    if not plan.start_known:
+        return (
+            f"predicted from initial norms between {shown[0]} and {shown[-1]} times the equilibrium norm, because the "
+            "initial norm is not known (by start: it decides whether the line is reached); gradients of constant "
+            "effective size"
+        )
+    start = shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
+    return f"predicted from initial norms of {start} times the equilibrium norm; gradients of constant effective size"
+
+
+def _solution_sentence(solution: Solution) -> str:
+    angle = f"{solution.line.angular_update:.4g} rad per step"
+    if solution.setting == "lr":
+        return (
+            f"learning rate {solution.recipe.lr:g} predicts {angle}; the trust ratio sets the angle by the learning "
+            "rate, whatever the weight decay"
+        )
+    return f"weight decay {solution.recipe.weight_decay:g} predicts {angle} at learning rate {solution.recipe.lr:g}"
+
+
+def _group_table(plan: Plan) -> Table:
+    """Returns a table of the model's decayed weights, a row per learning rate."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    known = any(group.start_norms for group in plan.groups)
+    columns = ["lr scale", "weights", "elements", "angle", "time const."] + ["initial norm / eq."] * known
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for group in plan.groups:
+        constant = group.line.time_constant
+        row = [
+            f"{group.lr_scale:.3g}",
+            f"{group.weights}",
+            f"{group.parameters:,}",
+            _number(group.line.angular_update),
+            "-" if constant is None else f"{constant:,.0f}",
+        ]
+        norms = sorted(group.start_norms)
+        if known:
+            row.append(f"{norms[0]:.2g} to {norms[-1]:.2g}" if norms else "-")
+        table.add_row(*row)
+    return table
 
 
 def wrapped(label: str, text: str, width: int) -> str:
@@ -84,7 +159,8 @@ def _entry(console: Console, label: str, text: str, width: int) -> None:
     console.print(Text(f"  {label:<{_LABEL}}" + ("\n" + " " * (2 + _LABEL)).join(lines)))
 
 
-def _table(plan: Plan, *, tight: bool) -> Table:
+def _stage_table(plan: Plan, *, tight: bool) -> Table:
+    """Returns the table of stages."""
     table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0))
     columns = (
         "\nstage",
@@ -92,7 +168,7 @@ def _table(plan: Plan, *, tight: bool) -> Table:
         "\nlr",
         "line\nat end",
         "time\nconst.",
-        "pre-\ndicted",
+        "\npredicted",
         "pred./\nline",
         "equi-\nlibrium",
     )
@@ -118,16 +194,29 @@ def _row(stage: Stage) -> tuple[str, ...]:
         lr,
         _number(stage.angular_update),
         _number(stage.time_constants, 2),
-        _number(stage.predicted_angle),
+        _predicted(stage),
         _number(stage.lag, 3),
         _verdict(stage),
     )
 
 
-def _verdict(stage: Stage) -> str:
-    if stage.reached is None:
+def _predicted(stage: Stage) -> str:
+    """Returns the predicted angle, or its range if it depends on the initial norm."""
+    if stage.predicted_range is None:
         return "-"
-    return "reached" if stage.reached else "lags below" if (stage.lag or 0) < 1 else "lags above"
+    low, high = stage.predicted_range
+    return _number(stage.predicted_angle) if high <= 1.02 * low else f"{_number(low, 2)}..{_number(high, 2)}"
+
+
+def _verdict(stage: Stage) -> str:
+    if stage.lag is None or stage.predicted_range is None or not stage.angular_update:
+        return "-"
+    if stage.reached is not None and stage.reached:
+        return "reached"
+    low, high = (angle / stage.angular_update for angle in stage.predicted_range)
+    if stage.reached is None or low < 1 < high:
+        return "by start"
+    return "lags below" if high < 1 else "lags above"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

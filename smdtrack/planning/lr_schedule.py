@@ -15,6 +15,8 @@ from smdtrack.theory.line import Line
 from smdtrack.theory.registry import identify
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "plateau", "wsd", "rsqrt", "constant", "none")
+#: timm's default for the epochs between the drops of a step schedule.
+DEFAULT_DECAY_EPOCHS = 90
 #: Segments in which a schedule that changes at every update is computed at most. More show nothing new in a table or a
 #: plot, and each costs one evaluation of the line.
 _MOST_SEGMENTS = 4000
@@ -88,6 +90,12 @@ def ignored_settings(recipe: Recipe) -> list[str]:
     return [f"timm ignores {name} for {recipe.opt}, which has none" for name, ignored in given.items() if ignored]
 
 
+def corrected_variant(name: str) -> str | None:
+    """Returns timm's name of the same optimizer with a decay that follows lr^2 (Defazio), such as adamc for adamw."""
+    variant = name.lower().removesuffix("w") + "c"
+    return variant if variant in timm_parts.optim().list_optimizers() else None
+
+
 def _info(name: str) -> Any:
     """Returns timm's `OptimInfo` of an optimizer, for Lookahead that of the optimizer inside it."""
     return timm_parts.optim().get_optimizer_info(name.lower().removeprefix("lookahead_"))
@@ -128,7 +136,7 @@ def lr_segments(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> t
     arguments = timm_scheduler.scheduler_kwargs(recipe)
     if arguments.get("decay_epochs") is None:
         # The default of newer timm versions; those up to 1.0.20 do not accept None.
-        arguments["decay_epochs"] = 0.2 if recipe.sched in ("wsd", "rsqrt") else 90
+        arguments["decay_epochs"] = 0.2 if recipe.sched in ("wsd", "rsqrt") else DEFAULT_DECAY_EPOCHS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

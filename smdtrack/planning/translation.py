@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from smdtrack.notices import SmdtrackError
-from smdtrack.planning.lr_schedule import line_at_peak
+from smdtrack.planning.lr_schedule import DEFAULT_DECAY_EPOCHS, SCHEDULES, line_at_peak
 from smdtrack.planning.matching import equilibrium_rms, matched_angle, schedule_exponent, typical_rms
 from smdtrack.planning.recipe import ENDS_AT_MIN_LR, Recipe
 from smdtrack.planning.solve import round_to_digits, solve_for_angle
@@ -28,8 +28,15 @@ from smdtrack.planning.target import SGD_LEARNING_RATE, Target
 from smdtrack.planning.translation_text import explain
 from smdtrack.theory.line import Line
 
-#: Settings of a recipe that are lengths in epochs.
-_LENGTHS = ("warmup_epochs", "decay_epochs", "decay_milestones", "cooldown_epochs", "lr_stable_timescale")
+_WITH_CYCLES = ("cosine", "tanh", "poly")
+#: Settings that are lengths in epochs, and the schedules that use them.
+_LENGTHS = {
+    "warmup_epochs": tuple(schedule for schedule in SCHEDULES if schedule != "none"),
+    "decay_epochs": ("step", "wsd", "rsqrt"),
+    "decay_milestones": ("multistep",),
+    "cooldown_epochs": _WITH_CYCLES,
+    "lr_stable_timescale": ("rsqrt",),
+}
 
 
 @dataclass(frozen=True)
@@ -162,9 +169,11 @@ def _with_optimizer(recipe: Recipe, target: Target) -> Recipe:
 def _with_length(recipe: Recipe, factor: float, epochs: int) -> Recipe:
     """Returns the recipe with all its lengths in epochs multiplied, rounded to whole epochs if they were whole."""
     scaled: dict[str, Any] = {"epochs": epochs}
-    for name in _LENGTHS:
+    if recipe.sched == "step" and recipe.decay_epochs is None:
+        recipe = replace(recipe, decay_epochs=DEFAULT_DECAY_EPOCHS)
+    for name, schedules in _LENGTHS.items():
         value = getattr(recipe, name)
-        if value is None or (name == "decay_epochs" and value < 1):
+        if not value or (name == "decay_epochs" and value < 1) or recipe.sched not in schedules:
             continue
         several = isinstance(value, tuple)
         values = [_scaled_length(entry, factor) for entry in (value if several else (value,))]
@@ -173,8 +182,7 @@ def _with_length(recipe: Recipe, factor: float, epochs: int) -> Recipe:
 
 
 def _scaled_length(value: float, factor: float) -> float:
-    scaled = value * factor
-    return round(scaled) if value == int(value) and scaled >= 1 else round_to_digits(scaled, 3)
+    return max(1, round(value * factor)) if value == int(value) else round_to_digits(value * factor, 3)
 
 
 def _with_scaled_schedule(source: Recipe, recipe: Recipe, before: Line, after: Line) -> Recipe:

@@ -1,5 +1,6 @@
 """What a translation keeps and what it cannot keep, in sentences."""
 
+from smdtrack.planning.advice import LARGE_ANGLE
 from smdtrack.planning.matching import Match, schedule_exponent, typical_rms
 from smdtrack.planning.recipe import Recipe
 from smdtrack.planning.target import SGD_LEARNING_RATE, Target
@@ -43,6 +44,11 @@ def explain(
         lost.append(
             "biases, norm layers' gains and the classifier: they are not scale-invariant and follow the learning rate "
             "itself; check them by a short run"
+        )
+    if (after.angular_update or 0.0) > LARGE_ANGLE:
+        lost.append(
+            f"small angles: {after.angular_update:.3g} rad per step is more than {LARGE_ANGLE}, too far for the theory "
+            "and probably for the training"
         )
     if source.clip_grad and (moved or k != 1):
         lost.append("clip_grad: its threshold belongs to the old gradients; set it anew")
