@@ -172,7 +172,7 @@ def _stage_table(plan: Plan, *, tight: bool) -> Table:
         "pred./\nline",
         "equi-\nlibrium",
     )
-    rows = [_row(stage) for stage in plan.stages]
+    rows = [_row(stage, digits=2 if tight else 3) for stage in plan.stages]
     # A column without any value is left out. Without a line only the schedule remains.
     filled = [column for column in range(len(columns)) if any(row[column] != "-" for row in rows)]
     for column in filled:
@@ -184,10 +184,10 @@ def _stage_table(plan: Plan, *, tight: bool) -> Table:
     return table
 
 
-def _row(stage: Stage) -> tuple[str, ...]:
-    lr = _number(stage.lr_start)
+def _row(stage: Stage, digits: int) -> tuple[str, ...]:
+    lr = _number(stage.lr_start, digits)
     if stage.lr_end != stage.lr_start:
-        lr += f" > {_number(stage.lr_end)}"
+        lr += f" > {_number(stage.lr_end, digits)}"
     return (
         stage.name,
         stage.epochs,
@@ -216,7 +216,7 @@ def _verdict(stage: Stage) -> str:
     low, high = (angle / stage.angular_update for angle in stage.predicted_range)
     if stage.reached is None or low < 1 < high:
         return "by start"
-    return "lags below" if high < 1 else "lags above"
+    return "below" if high < 1 else "above"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

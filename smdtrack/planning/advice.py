@@ -175,7 +175,7 @@ def _review_stages(stages: Sequence[Stage]) -> list[Finding]:
             continue
         change = "a longer stage"
         if stage.time_constants > 0:
-            change += f": {limit / stage.time_constants:.2g} times as many epochs give {limit:g} time constants"
+            change += f": with {limit / stage.time_constants:.2g} times as many epochs it lasts {limit:g} of them"
         found.append(
             Finding(
                 "short-stage",

@@ -53,8 +53,9 @@ class Stage:
 
     @property
     def epochs(self) -> str:
-        """First and last epoch as text, such as `5-30`."""
-        return f"{round(self.first_epoch, 1):g}-{round(self.last_epoch, 1):g}"
+        """First and last epoch as text, such as `5-30`; with a decimal below 10."""
+        first, last = (round(epoch, 1 if epoch < 10 else None) for epoch in (self.first_epoch, self.last_epoch))
+        return f"{first:g}-{last:g}"
 
 
 def split_into_stages(schedule: Sequence[LrSegment], warmup_epochs: float) -> list[tuple[str, int, int]]:
