@@ -38,6 +38,12 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
 
 
+def one_line(error: BaseException) -> str:
+    """Returns the whole message of an error as one line, cut to 300 characters; the name of its type if it is empty."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
+
+
 def reason_of(error: BaseException) -> str:
     """Returns an error in one line: the message alone for our own errors, else with the name of its type in front."""
     return first_line(error) if isinstance(error, SmdtrackError) else f"{type(error).__name__}: {first_line(error)}"

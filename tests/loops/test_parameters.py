@@ -125,8 +125,8 @@ def test_a_step_that_raised_is_left_behind() -> None:
     for _ in range(3):
         plain_step(other, following)
         plain_step(model, failing)
-    one.detach()
-    two.detach()
+    one.finish()
+    two.finish()
     assert_equal_to_float64(witness, read_run(two.folder))
     assert read_run(two.folder).steps.tolist() == [1, 2, 3]
     # The step that raised was begun, and counts.
@@ -155,8 +155,8 @@ def test_a_model_is_audited_once_for_all_its_optimizers(monkeypatch: pytest.Monk
     monkeypatch.setattr(selection, "audit", lambda *a, **k: audits.append(a) or smdtrack.audit(*a, **k))
     model = network()
     for _ in range(3):
-        smdtrack.watch(model, sgd(model), sinks=["local"]).detach()
+        smdtrack.watch(model, sgd(model), sinks=["local"]).finish()
     assert len(audits) == 1
     model[0] = nn.Conv2d(3, 8, 3, padding=1, bias=True)
-    smdtrack.watch(model, sgd(model), sinks=["local"]).detach()
+    smdtrack.watch(model, sgd(model), sinks=["local"]).finish()
     assert len(audits) == 2

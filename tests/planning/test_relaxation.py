@@ -7,7 +7,7 @@ import pytest
 from smdtrack.planning.relaxation import LineSegment, relax
 from smdtrack.theory import identify
 from tests.planning.trajectory import trajectory
-from tests.theory.comparison import build
+from tests.theory.compare import build
 from tests.theory.simulator import Simulation
 from tests.theory.test_transients import RUNS, equilibrium_norm
 
@@ -48,7 +48,7 @@ def test_without_weight_decay_the_norm_grows_by_its_power_law():
 def test_a_trust_ratio_has_its_angle_at_once_and_no_norm():
     from timm.optim import create_optimizer_v2
 
-    from tests.theory.test_registry import weight
+    from tests.theory.test_family import weight
 
     optimizer = create_optimizer_v2([weight()], "lamb", lr=0.01, weight_decay=0.1)
     line = identify(optimizer).line(optimizer.param_groups[0], (16, 16))

@@ -7,7 +7,7 @@ import pytest
 from smdtrack.planning.lr_schedule import lr_segments, make_optimizer
 from smdtrack.planning.recipe import Recipe
 from tests.planning.trajectory import rates, replay
-from tests.theory.comparison import build
+from tests.theory.compare import build
 from tests.theory.schedules import WINDOW
 from tests.theory.simulator import Simulation
 from tests.theory.test_transients import BETAS, RUNS, equilibrium_norm

@@ -61,7 +61,7 @@ def test_the_kernels_compile(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from smdtrack.tracking.measure.backends import kernels
+    from smdtrack.tracking.measure.backends import triton_kernels as kernels
 
     types = dict.fromkeys(("programs", "chunks", "addresses", "elements", "bounds"), "*i64")
     types |= {"sums": "*fp64", "table": "*fp64", "tensors": "i32", "all_chunks": "i32"}
@@ -77,20 +77,20 @@ def test_the_kernels_compile(
 
 
 def test_where_triton_does_not_work_foreach_kernels_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smdtrack.tracking.measure.backends import fused
+    from smdtrack.tracking.measure.backends import triton_backend
 
     def no_compiler(*args: Any) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(fused.TritonBackend, "begin", no_compiler)
-    fused.works_on.cache_clear()
+    monkeypatch.setattr(triton_backend.TritonBackend, "begin", no_compiler)
+    triton_backend.works_on.cache_clear()
     # No GPU is asked for anything: the backend of one fails before it would be.
     assert isinstance(backends.backend_for(torch.device("cuda")), backends.ForeachBackend)
-    fused.works_on.cache_clear()
+    triton_backend.works_on.cache_clear()
 
 
 def test_where_the_sums_are_wrong_foreach_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smdtrack.tracking.measure.backends import fused
+    from smdtrack.tracking.measure.backends import triton_backend
 
     class Exact:
         factor = 1.0
@@ -103,12 +103,12 @@ def test_where_the_sums_are_wrong_foreach_kernels_are_taken(monkeypatch: pytest.
             pairs = ((w, w), (w, g), (g, g), (w, d), (d, d), (d, v))
             return self.factor * torch.stack([(a * b).sum() for a, b in pairs]).view(6, 1)
 
-    monkeypatch.setattr(fused, "TritonBackend", Exact)
+    monkeypatch.setattr(triton_backend, "TritonBackend", Exact)
     for factor, works in ((1.0, True), (1 + 1e-6, False)):
         monkeypatch.setattr(Exact, "factor", factor)
-        fused.works_on.cache_clear()
-        assert fused.works_on(torch.device("cpu")) == works
-    fused.works_on.cache_clear()
+        triton_backend.works_on.cache_clear()
+        assert triton_backend.works_on(torch.device("cpu")) == works
+    triton_backend.works_on.cache_clear()
 
 
 # On a GPU.
@@ -127,10 +127,10 @@ def backend(request: pytest.FixtureRequest, cuda: torch.device, monkeypatch: pyt
     if request.param == "foreach":
         monkeypatch.setattr(backends, "backend_for", lambda device: backends.ForeachBackend())
     else:
-        from smdtrack.tracking.measure.backends import fused
+        from smdtrack.tracking.measure.backends import triton_backend
 
-        assert fused.works_on(cuda)
-        assert isinstance(backends.backend_for(cuda), fused.TritonBackend)
+        assert triton_backend.works_on(cuda)
+        assert isinstance(backends.backend_for(cuda), triton_backend.TritonBackend)
     name: str = request.param
     return name
 

@@ -10,9 +10,9 @@ from timm.optim import Lamb, Lookahead
 from torch import nn
 
 import smdtrack
+from smdtrack.optimizers import steps_taken
 from smdtrack.record import read_run
 from smdtrack.sinks.memory import MemorySink
-from smdtrack.tracking.attach.model_discovery import steps_taken
 from tests.tracking.test_tracker import sgd, tiny, train
 from tests.tracking.witness import seed_everything
 

@@ -264,7 +264,7 @@ def test_schedules(every: object, warmup: int, expected: list[int]) -> None:
         ({"lags": ["5"]}, "lags: '5'"),
         ({"include": ["conv*"]}, "include 'conv*' matches no scale-invariant weight; there are 0.weight, 3.weight"),
         ({"exclude": ["8.weight"]}, "exclude '8.weight'"),
-        ({"sinks": ["mlfow"]}, "no sink 'mlfow' (did you mean 'mlflow'?)"),
+        ({"sinks": ["mlfow"]}, "no sink 'mlfow' (did you mean mlflow?)"),
     ],
 )
 def test_wrong_arguments_are_said_in_one_line(options: dict[str, object], said: str) -> None:

@@ -44,7 +44,7 @@ class Tracker:
     | `smd/theory` | 1, the line to hold the ratios against |
     | `smd/pred_ratio_p50` | measured / drift-corrected, median |
     | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over fifty samples) |
-    | `smd/orthogonality_residual` | largest |cos| between gradient and weight but for what batch norm's eps accounts for: a live
+    | `smd/orthogonality_residual` | largest |cos| of gradient and weight without what eps of batch norm explains: a live
       check that the weights are invariant |
     | `smd/not_invariant` | share of weights that have stopped being invariant; absent while there are none |
     | `smd/below_floor` | share of weights whose angle drowns in the rounding of their storage (bf16: 5e-3 rad) |

@@ -62,7 +62,8 @@ class SampleBuilder:
         norm = np.sqrt(moments.weight_squared + 2 * moments.weight_change + moments.change_squared)
         gradient = np.where(moments.gradient_squared > 0, np.sqrt(moments.gradient_squared) * norm_before, np.nan)
         alignment = self._alignment(measurement, moments, extra.get("change_along_momentum"))
-        lines = self._lines(measurement, moments, extra.get("state_factor"), alignment)
+        pulls = extra.get("decay_pull")
+        lines = self._lines(measurement, None if pulls is None else pulls / np.square(norm), alignment)
         self._look_for_clipping(extra)
         residual = self._residual_of(measurement, moments, extra.get("eps_radial"))
         frozen = self._live.frozen(measurement.frozen, extra.get("eps_radial"))
@@ -158,16 +159,13 @@ class SampleBuilder:
     def _lines(
         self,
         measurement: Measurement,
-        moments: Moments,
         factors: Floats | None,
         alignment: Floats,
     ) -> list[Line | None]:
         groups = [numbers_of(group) for group in measurement.groups]
         lines: list[Line | None] = []
         for index, (weight, group) in enumerate(zip(self._weights, measurement.group_of, strict=True)):
-            factor = None if factors is None or not np.isfinite(factors[index]) else float(factors[index])
-            if factor is not None and measurement.sharded:
-                factor /= float(moments.weight_squared[index])
+            factor = None if factors is None else _or_none(factors[index])
             if group is None:
                 lines.append(None)
             else:

@@ -20,8 +20,8 @@ class Measurement:
         group_of: Per weight the index of its group; None for one that the optimizer does not hold.
         family: Whose lines the weights have.
         floors: Per weight the angle under which its storage allows no reading.
-        extra: `state_factor`, `change_along_momentum`, `eps_radial`, `tied_elements`, `tied_filters`.
-        sharded: Whether the table was added up over processes: a state factor is then times the squared norm.
+        extra: `decay_pull`, `change_along_momentum`, `eps_radial`, `tied_elements`, `tied_filters`.
+        sharded: Whether the table was added up over processes.
         has_gradients_of_the_step: False where a closure made them inside the step, at weights that are not known.
         frozen: Per weight, whether the batch norm that makes it invariant was in eval mode.
         skipped: 1 on the device where a fused step was skipped for an overflow.

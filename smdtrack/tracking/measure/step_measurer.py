@@ -209,10 +209,10 @@ class StepMeasurer:
         """Rows below the moments: what lines need from the optimizer's state, eps's part, traces of clipping."""
         names: list[str] = []
         rows: list[dict[int, Tensor]] = []
-        factors = self._state_factors(list(weights))
-        if factors:
-            names.append("state_factor")
-            rows.append(factors)
+        pulls = self._decay_pulls(list(weights))
+        if pulls:
+            names.append("decay_pull")
+            rows.append(pulls)
         if self._eps_rows:
             names.append("eps_radial")
             rows.append({column: self._eps_rows[column] for column in weights if column in self._eps_rows})
@@ -221,13 +221,13 @@ class StepMeasurer:
             rows += [{column: pair[index] for column, pair in self._traces.items()} for index in range(2)]
         return names, rows
 
-    def _state_factors(self, columns: list[int]) -> dict[int, Tensor]:
-        """By column, for lines that read the state; as a share of the squared norm, so that shards add up."""
+    def _decay_pulls(self, columns: list[int]) -> dict[int, Tensor]:
+        """Returns `<w, w/denom>` by column if lines need it from the optimizer's state; the sums of shards add up."""
         state, alike = state_of(self._optimizer), defaultdict[tuple[int, torch.device], list[int]](list)
         for column in columns:
             if state.get(self._parameters[column]):
                 alike[self._group_of[column] or 0, self._parameters[column].device].append(column)
-        factors: dict[int, Tensor] = {}
+        pulls: dict[int, Tensor] = {}
         for (group, _), those in alike.items():
             parts = [local(self._parameters[column].detach()) for column in those]
             entries = [
@@ -237,15 +237,10 @@ class StepMeasurer:
                 }
                 for column in those
             ]
-            found = self._family.state_factors(parts, entries, self._optimizer.param_groups[group])
-            if found is None:
-                continue
-            if self._reduce is not None:
-                squares = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float64)).square()
-                # A shard may be empty.
-                found = list(torch.where(squares > 0, torch.stack(found) * squares, 0.0).unbind())
-            factors |= zip(those, found, strict=True)
-        return factors
+            found = self._family.decay_pulls(parts, entries, self._optimizer.param_groups[group])
+            if found is not None:
+                pulls |= zip(those, found, strict=True)
+        return pulls
 
     def _momentum_buffers(self, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """By column, where the line gets exact by the change's inner product with them."""

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-import smdtrack.invariance.audit_model as ladder
+import smdtrack.invariance.audit_model as audit_model
 from smdtrack.invariance import audit
+from smdtrack.invariance.evidence import Proposal
 from smdtrack.notices import SmdtrackError
 
 
@@ -181,7 +182,7 @@ def test_reparametrised_weights():
     assert (result.invariant, result["0.weight_v"].cause) == (("0.weight_v",), "other")
 
 
-def test_filters_that_have_decayed_to_nothing_do_not_blur_the_evidence():
+def test_filters_that_have_decayed_to_zero_do_not_change_the_verdict():
     model = small()
     with torch.no_grad():
         model[0].weight[:3] *= 1e-25
@@ -191,7 +192,7 @@ def test_filters_that_have_decayed_to_nothing_do_not_blur_the_evidence():
     assert weight.cosine < 1e-12
 
 
-def test_plain_networks_are_answered_without_a_forward_pass():
+def test_plain_networks_need_no_forward_pass():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
     result = audit(model)
     assert result.input_size is None
@@ -257,19 +258,19 @@ def test_running_out_of_memory_is_said_in_one_line(monkeypatch):
     def starve(self, mode=None):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
 
-    monkeypatch.setattr(ladder.Bench, "backward", starve)
+    monkeypatch.setattr(audit_model.TrialModel, "backward", starve)
     with pytest.raises(SmdtrackError, match="out of memory on cpu"):
         audit(small())
 
 
-def test_a_lie_of_the_gradients_is_caught_by_the_certificate(monkeypatch):
-    """If the gradient rung proposed everything, the forward passes would still reject what is not invariant."""
+def test_wrong_proposals_are_corrected_by_forward_passes(monkeypatch):
+    """If the gradients proposed every parameter, forward passes would still reject those that are not invariant."""
 
-    def propose(findings):
-        for finding in findings.values():
-            finding.evidence["proposed"] = finding.verdict = "invariant"
+    def propose(evidence):
+        for known in evidence.values():
+            known.proposal, known.verdict = Proposal.INVARIANT, "invariant"
 
-    monkeypatch.setattr(ladder, "propose", propose)
+    monkeypatch.setattr(audit_model, "propose", propose)
     assert audit(small()).invariant == ("0.weight",)
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from smdtrack.theory import calibration, equilibrium_lines, identify
-from smdtrack.theory import decay_response as probing
+from smdtrack.theory import calibration, decay_response, equilibrium_lines, identify
 from tests.theory.simulator import Simulation, at_equilibrium
 
 
@@ -47,15 +46,8 @@ def weight(*shape):
     [
         lambda weights: Average(weights, lr=0.1, weight_decay=1e-2),
         pytest.param(lambda weights: torch.optim.ASGD(weights, lr=0.1, weight_decay=1e-2), marks=pytest.mark.slow),
-        pytest.param(
-            lambda weights: torch.optim.Muon(weights, lr=1e-3, weight_decay=0.5),
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"),
-            ],
-        ),
     ],
-    ids=["toy", "torch ASGD", "torch Muon"],
+    ids=["toy", "torch ASGD"],
 )
 def test_the_line_agrees_with_a_simulation(build):
     simulation = Simulation(build)
@@ -71,7 +63,7 @@ def test_the_line_agrees_with_a_simulation(build):
 def test_it_is_measured_once_whatever_the_schedule(monkeypatch):
     optimizer = Average([weight()], lr=0.1, weight_decay=1e-2, beta=0.7)
     first = identify(optimizer).line(optimizer.param_groups[0], (16, 16))
-    for module, measuring in ((calibration, "_calibrate"), (probing, "_probe")):
+    for module, measuring in ((calibration, "_calibrate"), (decay_response, "_measure")):
         monkeypatch.setattr(module, measuring, lambda *_: pytest.fail("ran again"))
     twin = Average([weight()], lr=0.1, weight_decay=1e-2, beta=0.7)
     assert identify(twin).line(twin.param_groups[0], (16, 16)) == first

@@ -1,11 +1,11 @@
-"""Nesterov's line by the momentum buffer, against the real optimizer under gradients that are not white."""
+"""Nesterov's line from the momentum buffer, against the real optimizer under gradients that are not white."""
 
 import math
 
 import pytest
 import torch
 
-from smdtrack.theory.motion import memory_from_buffer
+from smdtrack.theory.dynamics import memory_from_buffer
 from tests.theory.simulator import Simulation
 
 LR, DECAY, MOMENTUM = 0.1, 2e-3, 0.9

@@ -15,11 +15,11 @@ from tests.theory.simulator import Simulation, Trace, at_equilibrium
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """The result of one comparison.
 
     Attributes:
-        ratio: measured / equilibrium line (RMS over steps), nan without one.
-        corrected: measured / drift-corrected line.
+        ratio: Measured / equilibrium line, RMS over steps; NaN without an equilibrium.
+        corrected: Measured / drift-corrected line.
     """
 
     case: Case
@@ -32,12 +32,12 @@ class Row:
 
     @property
     def deviation(self) -> float:
-        """|measured / predicted - 1| of the line that the case is held against."""
+        """|measured / predicted - 1|, for the line that the case names in `against`."""
         return abs((self.corrected if self.case.against == "drift" else self.ratio) - 1)
 
 
 def build(case: Case):
-    """A factory of the case's optimizer, by timm's own registry."""
+    """Returns a function that makes the case's optimizer from a list of parameters, by timm's registry."""
     from timm.optim import create_optimizer_v2
 
     def make(parameters):
@@ -54,13 +54,13 @@ def build(case: Case):
 
 
 def uncompile(kron) -> None:
-    """Kron compiles four of its functions; for a 32 x 32 weight the plain ones are as good and need no compiler."""
+    """Replaces the four functions that Kron compiles by the uncompiled ones, which need no compiler."""
     for name in ("_calc_A_and_conjB", "_q_terms", "_precond_grad", "_balance_Q"):
         setattr(kron, name, getattr(timm.optim.kron, name))
 
 
 def compare(case: Case, seed: int = 0) -> Row:
-    """Simulates a case and sets it against its line."""
+    """Simulates a case and compares the measured angle with its line."""
     began = time.perf_counter()
     # Kron draws from the global generator
     torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def compare(case: Case, seed: int = 0) -> Row:
 
 
 def _corrected(line: Line, trace: Trace) -> float | None:
-    """The drift-corrected line over the trace; where the line itself moves (nadam, adagrad), by its mean."""
+    """Returns the drift-corrected line over the trace, for the mean line if the line itself moves (NAdam, Adagrad)."""
     if line.trust is not None or not line.angular_update or math.isnan(trace.line):
         return line.drift_corrected(trace.drift)
     relative = (line.drift_corrected(trace.drift) or 0.0) / line.angular_update

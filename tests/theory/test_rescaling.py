@@ -8,7 +8,7 @@ import torch
 from smdtrack.notices import SmdtrackError
 from smdtrack.theory.rescaling import declare_invariant, rescale_factor, rescale_weight_norms
 from tests.theory.cases import Case
-from tests.theory.comparison import build
+from tests.theory.compare import build
 from tests.theory.simulator import Simulation, at_equilibrium
 
 CASES = [Case("momentum", 0.1, 1e-3), Case("adamw", 1e-3, 1.0, {"betas": (0.9, 0.99)})]

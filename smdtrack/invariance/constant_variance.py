@@ -1,4 +1,4 @@
-"""What makes a weight scale-invariant: the rung that freezes the variance of the normalisations."""
+"""Which normalisation makes a weight invariant: a backward pass that takes the variance for a constant."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,25 +13,30 @@ from smdtrack.invariance.isolation import DoublePrecision
 
 
 @dataclass
-class Signature:
-    """Radial derivative at the input of one call of a normalisation, by channel: `<x_c, dL/dx_c>`."""
+class InputRadialDerivative:
+    """Radial derivative at the input of one call of a normalisation.
+
+    Attributes:
+        module: Dotted name of the module that made the call.
+        channels: `<x_c, dL/dx_c>` per channel, shape (channels,).
+    """
 
     module: str
     channels: Tensor
 
 
-class _FrozenBatchNorm(torch.autograd.Function):
-    """Batch norm whose backward pass takes the variance for a constant; keeps one activation, as torch's own does."""
+class _ConstantVarianceBatchNorm(torch.autograd.Function):
+    """Batch norm whose backward pass takes the variance for a constant; saves one activation, as torch's own does."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep: Callable[[Tensor], None]
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, record: Callable[[Tensor], None]
     ) -> Tensor:
         dims, shape = _over_channels(x)
         mean = x.mean(dims)
         inverse = (x.var(dims, unbiased=False) + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.keep, ctx.has_bias = keep, bias is not None
+        ctx.record, ctx.has_bias = record, bias is not None
         scale = inverse if weight is None else inverse * weight
         y = (x - mean.view(shape)).mul_(scale.view(shape))
         return y if bias is None else y.add_(bias.view(shape))
@@ -44,40 +49,40 @@ class _FrozenBatchNorm(torch.autograd.Function):
         grad_x = grad * scale.view(shape)
         grad_x -= grad_x.mean(dims, keepdim=True)
         if ctx.needs_input_grad[0]:
-            ctx.keep((x * grad_x).sum(dims))
+            ctx.record((x * grad_x).sum(dims))
         total = grad.sum(dims)
         grad_weight = None if weight is None else ((grad * x).sum(dims) - mean * total) * inverse
         return grad_x, grad_weight, total if ctx.has_bias else None, None, None
 
 
 def _over_channels(x: Tensor) -> tuple[list[int], list[int]]:
-    """The dimensions that batch norm averages over, and the shape that lines channels up with `x`."""
+    """Returns the dimensions that batch norm averages over, and the shape in which channels broadcast with `x`."""
     return [dim for dim in range(x.dim()) if dim != 1], [-1 if dim == 1 else 1 for dim in range(x.dim())]
 
 
-class FrozenVariance(DoublePrecision):
-    """Lets normalisations act in the backward pass as if their variance were a constant; the mean stays alive.
+class ConstantVariance(DoublePrecision):
+    """Makes normalisations treat their variance as a constant in the backward pass, but not their mean.
 
-    With the variance constant a normalisation is linear in its input, and the invariance that it caused is gone from
-    the gradient, while a bias that it removes stays removed. Euler's theorem then says who was responsible: if
-    its input `x` is homogeneous of degree one in a weight (up to a shift that the mean removes), then
-    `<w, g> = <x, dL/dx>`, per channel where the weight has one filter per channel (derived here). The right side is
-    kept for every call.
+    With a constant variance a normalisation is linear in its input. A weight that it made invariant then has a radial
+    derivative, while a bias that its mean removes still has no gradient. Euler's theorem names the normalisation: if
+    its input `x` is homogeneous of degree one in a weight `w` (up to a shift that the mean removes), then
+    `<w, g> = <x, dL/dx>`, per channel if the weight has one filter per channel (derived here). The right side is
+    recorded for every call.
 
     Args:
-        everything: Freeze layer, group, instance and RMS norm and weight standardisation too, not only batch norm.
+        every_norm: Treat layer, group, instance and RMS norm and weight standardisation in this way, too.
     """
 
-    def __init__(self, everything: bool = False):
+    def __init__(self, every_norm: bool = False):
         super().__init__()
-        self.everything = everything
-        self.signatures: list[Signature] = []
+        self.every_norm = every_norm
+        self.derivatives: list[InputRadialDerivative] = []
         self._stack: list[tuple[str, nn.Module]] = []
         self._entered_at: list[int] = []
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Keeps track of which module is running, with hooks on the (copied) model."""
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Follows which module is running, by hooks on the (copied) model."""
         handles = []
         for name, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(self._entering(name)))
@@ -90,7 +95,7 @@ class FrozenVariance(DoublePrecision):
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         def enter(module: nn.Module, _: Any) -> None:
-            # What activation checkpointing computes again in the backward pass runs outside of every mode.
+            # Activation checkpointing recomputes its part in the backward pass, outside of every mode.
             if not torch._C._is_torch_function_mode_enabled():
                 self.__enter__()  # type: ignore[no-untyped-call]
                 self._entered_at.append(len(self._stack))
@@ -108,7 +113,7 @@ class FrozenVariance(DoublePrecision):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
-        if self.everything and func in (F.layer_norm, F.group_norm, F.instance_norm, getattr(F, "rms_norm", None)):
+        if self.every_norm and func in (F.layer_norm, F.group_norm, F.instance_norm, getattr(F, "rms_norm", None)):
             return self._other_norm(func, *args, **kwargs)
         return func(*args, **kwargs)
 
@@ -125,17 +130,17 @@ class FrozenVariance(DoublePrecision):
     ) -> Tensor:
         module = self._stack[-1][1] if self._stack else None
         of_activations = isinstance(module, nn.modules.batchnorm._BatchNorm) or running_mean is not None
-        if not training or not (of_activations or self.everything):
+        if not training or not (of_activations or self.every_norm):
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         name = self._stack[-1][0] if self._stack else ""
-        y: Tensor = _FrozenBatchNorm.apply(x, weight, bias, eps, lambda radial: self._keep(name, radial))
+        y: Tensor = _ConstantVarianceBatchNorm.apply(x, weight, bias, eps, lambda radial: self._record(name, radial))
         return y
 
-    def _keep(self, module: str, channels: Tensor) -> None:
-        self.signatures.append(Signature(module, channels))
+    def _record(self, module: str, channels: Tensor) -> None:
+        self.derivatives.append(InputRadialDerivative(module, channels))
 
     def _other_norm(self, func: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        x = self._noted(x)
+        x = self._recorded(x)
         y = func(x, *args, **kwargs)
         plain = dict(kwargs)
         positional = list(args)
@@ -182,21 +187,23 @@ class FrozenVariance(DoublePrecision):
             return x.mean(tuple(range(2, x.dim())), keepdim=True)
         return torch.zeros_like(x)
 
-    def _noted(self, x: Tensor) -> Tensor:
-        """Keeps the radial derivative at `x`, by channel, once the backward pass knows it."""
+    def _recorded(self, x: Tensor) -> Tensor:
+        """Returns `x` with a hook that records its radial derivative per channel in the backward pass."""
         if not (x.requires_grad and torch.is_grad_enabled()):
             return x
-        noted = x.view_as(x)
+        recorded = x.view_as(x)
         values = x.detach()
         name = self._stack[-1][0] if self._stack else ""
 
-        def note(grad: Tensor) -> None:
+        def record(grad: Tensor) -> None:
             product = values * grad
             dims = [dim for dim in range(product.dim()) if dim != 1]
-            self.signatures.append(Signature(name, product.sum(dims) if dims and product.dim() > 1 else product))
+            self.derivatives.append(
+                InputRadialDerivative(name, product.sum(dims) if dims and product.dim() > 1 else product)
+            )
 
-        noted.register_hook(note)  # type: ignore[no-untyped-call]
-        return noted
+        recorded.register_hook(record)  # type: ignore[no-untyped-call]
+        return recorded
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -204,26 +211,26 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return scale > 0 and float((one - other).abs().max()) <= 1e-6 * scale
 
 
-def responsible(radial: Tensor, signatures: list[Signature]) -> str | None:
-    """Names the normalisation whose signature equals a weight's radial derivative.
+def responsible_module(radial: Tensor, derivatives: list[InputRadialDerivative]) -> str | None:
+    """Finds the normalisation whose input has the same radial derivative as a weight.
 
     Args:
         radial: `<w_c, g_c>` per filter, or one number for a weight that is invariant only as a whole.
-        signatures: What a backward pass under `FrozenVariance` kept.
+        derivatives: What a backward pass under `ConstantVariance` recorded.
 
     Returns:
-        The module's dotted name, or None where no single one accounts for the whole radial derivative.
+        The module's dotted name; None if no single one accounts for the whole radial derivative.
     """
-    for signature in signatures:
-        if signature.channels.shape == radial.shape and _close(radial, signature.channels):
-            return signature.module
+    for derivative in derivatives:
+        if derivative.channels.shape == radial.shape and _close(radial, derivative.channels):
+            return derivative.module
     filters = len(radial)
-    for signature in signatures:
-        for offset in range(len(signature.channels) - filters + 1 if filters > 1 else 0):
-            part = signature.channels[offset : offset + filters]
+    for derivative in derivatives:
+        for offset in range(len(derivative.channels) - filters + 1 if filters > 1 else 0):
+            part = derivative.channels[offset : offset + filters]
             if abs(float(part[0] - radial[0])) <= 1e-6 * float(radial.abs().max()) and _close(radial, part):
-                return signature.module
-    for signature in signatures:
-        if _close(radial.sum().view(1), signature.channels.sum().view(1)):
-            return signature.module
+                return derivative.module
+    for derivative in derivatives:
+        if _close(radial.sum().view(1), derivative.channels.sum().view(1)):
+            return derivative.module
     return None

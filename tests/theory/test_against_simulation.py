@@ -5,10 +5,9 @@ import timm.optim
 import torch
 
 from smdtrack.theory import identify
-from smdtrack.theory.calibration import without_running
 from smdtrack.theory.catalogue import entry
 from tests.theory.cases import CASES
-from tests.theory.comparison import build, compare
+from tests.theory.compare import build, compare
 
 FAST = ("momentum", "sgd", "sgdp", "novograd", "adamw", "adam", "cadamw", "lamb", "lars", "lookahead_momentum")
 
@@ -38,6 +37,5 @@ def test_no_optimizer_is_forgotten():
 def test_closed_forms_are_held_to_one_percent_and_all_others_to_two():
     for case in CASES.values():
         optimizer = build(case)([torch.nn.Parameter(torch.zeros(case.shape))])
-        with without_running():
-            line = identify(optimizer).line(optimizer.param_groups[0], case.shape)
+        line = identify(optimizer).describe(optimizer.param_groups[0], case.shape, in_training=False)
         assert case.tolerance <= (0.01 if line.kind == "closed form" else 0.02) or case.remark, case.name
