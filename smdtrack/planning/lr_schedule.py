@@ -11,8 +11,8 @@ from smdtrack.names import did_you_mean
 from smdtrack.notices import SmdtrackError, first_line
 from smdtrack.planning import timm_parts
 from smdtrack.planning.recipe import Recipe
+from smdtrack.theory.family import identify
 from smdtrack.theory.line import Line
-from smdtrack.theory.registry import identify
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "plateau", "wsd", "rsqrt", "constant", "none")
 #: timm's default for the epochs between the drops of a step schedule.

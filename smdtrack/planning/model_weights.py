@@ -11,8 +11,8 @@ from torch import nn
 from smdtrack.notices import SmdtrackError, first_line
 from smdtrack.planning.matching import equilibrium_rms
 from smdtrack.planning.recipe import Recipe
+from smdtrack.theory.family import identify
 from smdtrack.theory.line import Line
-from smdtrack.theory.registry import identify
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from smdtrack.planning.recipe import Recipe
 from smdtrack.planning.relaxation import LineSegment, WeightState, relax
 from smdtrack.planning.solve import Solution, solve_for_angle
 from smdtrack.planning.stages import Stage, split_into_stages, summarize_stage, time_constants
+from smdtrack.theory.family import identify
 from smdtrack.theory.line import Line
-from smdtrack.theory.registry import identify
 
 #: Initial norms that are considered if they are not known, over the equilibrium norm at the largest learning rate.
 UNKNOWN_START_NORMS = (0.25, 1.0, 4.0)

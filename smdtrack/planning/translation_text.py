@@ -4,8 +4,8 @@ from smdtrack.planning.advice import LARGE_ANGLE
 from smdtrack.planning.matching import Match, schedule_exponent, typical_rms
 from smdtrack.planning.recipe import Recipe
 from smdtrack.planning.target import SGD_LEARNING_RATE, Target
+from smdtrack.theory.dynamics import ANY_GRADIENT, WHITE
 from smdtrack.theory.line import Line
-from smdtrack.theory.motion import ANY_GRADIENT, WHITE
 
 
 def explain(
