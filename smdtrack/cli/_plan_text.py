@@ -1,27 +1,20 @@
 """A plan as text for the terminal: the line, a table of the stages, a small plot, problems and suggested changes."""
 
-import math
 import re
 import textwrap
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from smdtrack.cli._plot import MARGIN, coloured, plot
 from smdtrack.planning.advice import ema_window
 from smdtrack.planning.plan import Plan
 from smdtrack.planning.solve import Solution
 from smdtrack.planning.stages import Stage
 
-#: Rows of the plot.
-HEIGHT = 12
 #: Columns of text and plot at most.
 WIDEST = 110
-#: Columns to the left of the plot, for the labels of its axis.
-_MARGIN = 11
-#: Decades that the plot shows at most. A schedule that ends at 0 would otherwise flatten everything else.
-_DECADES = 2.0
 #: Columns of the label in front of each value.
 _LABEL = 18
 
@@ -41,8 +34,8 @@ def show(plan: Plan, console: Console) -> None:
         console.print()
         epochs, steps = plan.stages[-1].last_epoch, plan.curve[-1][0]
         console.print(Text(f"angular update in rad per step, over {epochs:g} epochs ({steps:,} steps)"))
-        console.print(_coloured(plot(plan.curve, epochs, width - _MARGIN - 1)))
-        console.print(Text(" " * _MARGIN + "- equilibrium line   o predicted (drawn over the line)"))
+        console.print(coloured(plot(plan.curve, epochs, width - MARGIN - 1)))
+        console.print(Text(" " * MARGIN + "- equilibrium line   o predicted (drawn over the line)"))
     if plan.findings or plan.solution:
         console.print()
     for finding in plan.findings:
@@ -229,57 +222,3 @@ def _number(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits}g}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def _coloured(drawn: str) -> Text:
-    text = Text(drawn)
-    text.highlight_regex(r"(?m)(?<=[|])[ o-]+$", "cyan")
-    text.highlight_regex(r"(?<=[|o -])o(?=[o -]|$)", "bold green")
-    return text
-
-
-def plot(curve: Sequence[tuple[int, float, float]], epochs: float, width: int = 64, height: int = HEIGHT) -> str:
-    """Returns a plot of the line (-) and the predicted angle (o) over the run. The angle's axis is logarithmic.
-
-    Args:
-        curve: (step, line, predicted angle) in order of steps.
-        epochs: number of epochs at the last step.
-        width: of the plot, in characters.
-        height: of the plot, in rows.
-    """
-    steps = curve[-1][0]
-    values = [value for _, line, angle in curve for value in (line, angle) if value > 0 and math.isfinite(value)]
-    if not values:
-        return ""
-    high = max(values)
-    low = max(min(values), high / 10**_DECADES)
-    if high < 1.2 * low:
-        low = high / 1.2
-    span = math.log(high / low)
-    rows = [[" "] * width for _ in range(height)]
-    index = 0
-    for column in range(width):
-        step = (column + 0.5) / width * steps
-        while index < len(curve) - 1 and curve[index][0] < step:
-            index += 1
-        for mark, value in (("-", curve[index][1]), ("o", curve[index][2])):
-            if value >= low * 0.999:
-                rows[min(max(round((height - 1) * math.log(high / value) / span), 0), height - 1)][column] = mark
-    labels = [""] * height
-    for row in (0, (height - 1) // 2, height - 1):
-        labels[row] = f"{high * math.exp(-span * row / (height - 1)):.2g}"
-    body = [f"{label:>{_MARGIN - 2}s} |" + "".join(row).rstrip() for label, row in zip(labels, rows, strict=True)]
-    return "\n".join([*body, *_axis(epochs, width)])
-
-
-def _axis(epochs: float, width: int) -> list[str]:
-    """Returns the horizontal axis and its labels, in epochs, at every quarter."""
-    ticks, names = ["-"] * width, [" "] * (width + 1)
-    for quarter in range(5):
-        name = f"{epochs * quarter / 4:g}"
-        column = round(quarter * width / 4)
-        if 0 < quarter < 4:
-            ticks[column] = "+"
-        first = column if quarter < 4 else width + 1 - len(name)
-        names[first : first + len(name)] = name
-    return [" " * (_MARGIN - 1) + "+" + "".join(ticks), " " * _MARGIN + "".join(names)]

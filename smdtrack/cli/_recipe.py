@@ -6,13 +6,13 @@ file, and the file over the defaults, which are those of `smdtrack.planning.reci
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from smdtrack.cli._option_types import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Name, Switch, WholeNumber
 from smdtrack.cli._variadic import KeyValue, as_pairs
 from smdtrack.planning.recipe import Recipe, scaled_lr
 
@@ -31,60 +31,6 @@ _OF_THE_SCHEDULE = (
 )
 #: Where a context keeps the config's keys that are no options of its command.
 _UNUSED = "smdtrack.unused_keys"
-
-
-class FiniteFloat(click.FloatRange):
-    """A number within bounds. Neither nan nor infinite, and not a YAML truth value."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        try:
-            value = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
-
-
-class WholeNumber(FiniteFloat):
-    """A whole number within bounds, also if YAML or a user writes it as `90.0`."""
-
-    name = "integer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if number != int(number):
-            self.fail(f"{value!r} is not a whole number.", param, ctx)
-        return int(number)
-
-
-class Name(click.ParamType):  # type: ignore[type-arg]
-    """Text. A number from YAML is not one."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if isinstance(value, str) else self.fail(f"{value!r} is not a name.", param, ctx)
-
-
-class Switch(click.types.BoolParamType):
-    """true or false. A number from YAML is neither."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, (bool, str)):
-            self.fail(f"{value!r} is neither true nor false.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-POSITIVE = FiniteFloat(min=0, min_open=True)
-NOT_NEGATIVE = FiniteFloat(min=0)
-BELOW_ONE = FiniteFloat(min=0, max=1, max_open=True)
-COUNT = WholeNumber(min=1)
 
 
 def _option(*flags: str, type: Any, **settings: Any) -> Callable[[Command], Command]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smdtrack.cli._recipe import COUNT, POSITIVE, asks_for_schedule, recipe_from, recipe_options, unused_keys
-from smdtrack.cli._shape import WEIGHT_SHAPE
+from smdtrack.cli._option_types import COUNT, POSITIVE, WEIGHT_SHAPE
+from smdtrack.cli._recipe import asks_for_schedule, recipe_from, recipe_options, unused_keys
 from smdtrack.cli._variadic import VariadicCommand
 
 if TYPE_CHECKING:

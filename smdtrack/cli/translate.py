@@ -1,22 +1,19 @@
 """`smdtrack translate`: a recipe with the same angular update under another optimizer, batch size or length."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from smdtrack.cli._recipe import BELOW_ONE, COUNT, MOST_EPOCHS, NOT_NEGATIVE, POSITIVE, WholeNumber, read_recipe
-from smdtrack.cli._shape import WEIGHT_SHAPE
+from smdtrack.cli._option_types import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, WEIGHT_SHAPE, WholeNumber
+from smdtrack.cli._recipe import MOST_EPOCHS, read_recipe
 from smdtrack.cli._variadic import KeyValue, VariadicCommand
+from smdtrack.planning.target import Match, Target
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from smdtrack.planning.recipe import Recipe
-    from smdtrack.planning.target import Target
     from smdtrack.planning.translation import Translation
     from smdtrack.theory.line import Line
 
@@ -26,7 +23,6 @@ Examples:
   smdtrack translate args.yaml --batch-size 1024 --match k-steps
   smdtrack translate args.yaml --epochs 300
 """
-MATCHES = ("epoch", "step", "k-steps")
 
 
 @click.command(cls=VariadicCommand, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,7 +39,7 @@ MATCHES = ("epoch", "step", "k-steps")
 @click.option("--epochs", type=WholeNumber(min=1, max=MOST_EPOCHS), help="New number of epochs.")
 @click.option(
     "--match",
-    type=click.Choice(MATCHES),
+    type=click.Choice(get_args(Match)),
     help="What stays if a step covers more of an epoch: the decay per epoch (default), the angle of one step, or the "
     "angle of k old steps in one new step.",
 )
@@ -80,11 +76,8 @@ def command(
     if match == "k-steps" and batch_size is None:
         raise click.UsageError("--match k-steps compares steps of different batches: give --batch-size.")
     from smdtrack.planning.lr_schedule import check_optimizer
-    from smdtrack.planning.matching import Match
-    from smdtrack.planning.target import Target
     from smdtrack.planning.translation import translate
 
-    assert get_args(Match) == MATCHES
     for name in (recipe.opt, opt or recipe.opt):
         check_optimizer(name)
     if "opt_kwargs" in given:
@@ -107,7 +100,9 @@ def command(
         document = _document(translation, changes, alternatives, factor)
         click.echo(json.dumps(document, indent=2, allow_nan=False))
         return
-    _print(translation, changes, alternatives, target, Path(config).name, notes)
+    from smdtrack.cli._translation_text import show
+
+    show(translation, changes, alternatives, target, Path(config).name, notes)
 
 
 def _step_factor(recipe: "Recipe", batch_size: int | None, steps: int | None, old_steps: int | None) -> float:
@@ -161,93 +156,7 @@ def _document(
         "kept": list(translation.kept),
         "not_kept": list(translation.not_kept),
         "alternatives": {
-            match: _numbers(other.after, other.line_after) for match, other in zip(MATCHES, alternatives, strict=False)
+            match: _numbers(other.after, other.line_after)
+            for match, other in zip(get_args(Match), alternatives, strict=False)
         },
     }
-
-
-def _print(
-    translation: "Translation",
-    changes: dict[str, Any],
-    alternatives: "list[Translation]",
-    target: "Target",
-    name: str,
-    notes: list[str],
-) -> None:
-    import yaml
-    from rich.console import Console
-
-    from smdtrack.cli._plan_text import wrapped
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 80)
-    console.print(_table(translation, target.step_factor))
-    console.print()
-    if changes:
-        console.print(f"Lines of {name} that change:", markup=False, style="bold")
-        console.print()
-        console.print(yaml.safe_dump(changes, sort_keys=False).rstrip(), markup=False)
-    else:
-        console.print(f"Nothing in {name} changes.", markup=False, style="bold")
-    console.print()
-    for sentence in translation.kept:
-        console.print(wrapped("kept: ", sentence, console.width), markup=False)
-    for sentence in translation.not_kept:
-        console.print(wrapped("not kept: ", sentence, console.width), markup=False)
-    for sentence in notes:
-        console.print(wrapped("note: ", sentence, console.width), markup=False)
-    if alternatives:
-        console.print()
-        console.print(_alternatives(alternatives, target))
-
-
-def _table(translation: "Translation", factor: float) -> "Table":
-    """Returns the comparison of the recipe before and after."""
-    before, after = translation.line_before, translation.line_after
-    rows: list[tuple[str, str, str]] = [("optimizer", translation.before.opt, translation.after.opt)]
-    for label, attribute in (("batch size", "batch_size"), ("epochs", "epochs")):
-        values = [getattr(recipe, attribute) for recipe in (translation.before, translation.after)]
-        if values[0] != values[1]:
-            rows.append((label, f"{values[0]}", f"{values[1]}"))
-    rows += [
-        ("learning rate", f"{translation.before.lr:.4g}", f"{translation.after.lr:.4g}"),
-        ("weight decay", f"{translation.before.weight_decay:.4g}", f"{translation.after.weight_decay:.4g}"),
-        ("angle per step (rad)", f"{before.angular_update:.4g}", f"{after.angular_update:.4g}"),
-        ("decay per step", f"{before.decay_rate:.3g}", f"{after.decay_rate:.3g}"),
-    ]
-    if factor != 1 and before.decay_rate and after.decay_rate:
-        rows.append(("decay per epoch (relative)", "1", f"{after.decay_rate / before.decay_rate / factor:.3g}"))
-    if before.time_constant and after.time_constant:
-        rows.append(("time constant (steps)", f"{before.time_constant:.4g}", f"{after.time_constant:.4g}"))
-        if factor != 1:
-            relative = after.time_constant * factor / before.time_constant
-            rows.append(("time constant in epochs (relative)", "1", f"{relative:.3g}"))
-    return _plain_table(("at the largest learning rate", "before", "after"), rows)
-
-
-def _alternatives(alternatives: "list[Translation]", target: "Target") -> "Table":
-    """Returns the settings under each choice of `--match`."""
-    rows = []
-    for match, other in zip(MATCHES, alternatives, strict=True):
-        line = other.line_after
-        chosen = "  (chosen)" if match == target.match else ""
-        rows.append(
-            (
-                f"--match {match}{chosen}",
-                f"{other.after.lr:.4g}",
-                f"{other.after.weight_decay:.4g}",
-                f"{line.angular_update:.4g}",
-            )
-        )
-    return _plain_table(("choice", "lr", "weight decay", "angle per step"), rows)
-
-
-def _plain_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table

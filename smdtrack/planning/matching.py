@@ -1,13 +1,11 @@
 """Which angle and which norm a translated recipe shall have: pure arithmetic on equilibrium lines."""
 
 import math
-from typing import Literal
 
 from smdtrack.notices import SmdtrackError
 from smdtrack.planning.recipe import Recipe
+from smdtrack.planning.target import Match
 from smdtrack.theory.line import Line
-
-Match = Literal["epoch", "step", "k-steps"]
 
 
 def matched_angle(line: Line, factor: float, match: Match) -> float:

@@ -1,9 +1,9 @@
 """What a translation of a recipe is asked for."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from smdtrack.planning.matching import Match
+Match = Literal["epoch", "step", "k-steps"]
 
 #: Learning rate for a translation from normalised updates to SGD, where only lr x weight decay is determined.
 SGD_LEARNING_RATE = 0.1

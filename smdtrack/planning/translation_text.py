@@ -1,9 +1,9 @@
 """What a translation keeps and what it cannot keep, in sentences."""
 
 from smdtrack.planning.advice import LARGE_ANGLE
-from smdtrack.planning.matching import Match, schedule_exponent, typical_rms
+from smdtrack.planning.matching import schedule_exponent, typical_rms
 from smdtrack.planning.recipe import Recipe
-from smdtrack.planning.target import SGD_LEARNING_RATE, Target
+from smdtrack.planning.target import SGD_LEARNING_RATE, Match, Target
 from smdtrack.theory.dynamics import ANY_GRADIENT, WHITE
 from smdtrack.theory.line import Line
 
