@@ -29,7 +29,8 @@ def show(plan: Plan, console: Console) -> None:
     if plan.stages:
         console.print()
         console.print(_stage_table(plan, tight=width < 90))
-        console.print(Text(wrapped("", _start_sentence(plan), width), style="dim"))
+        if plan.curve and plan.peak.trust is None:
+            console.print(Text(wrapped("", _start_sentence(plan), width), style="dim"))
     if plan.curve:
         console.print()
         epochs, steps = plan.stages[-1].last_epoch, plan.curve[-1][0]
@@ -84,8 +85,6 @@ def _duration(steps: float, plan: Plan) -> str:
 
 def _start_sentence(plan: Plan) -> str:
     """Says from which initial norms the predicted angles were computed."""
-    if not plan.curve or plan.peak.trust is not None:
-        return ""
     shown = [f"{norm:.3g}" for norm in plan.start_norms]
     if not plan.start_known:
         return (

@@ -13,10 +13,8 @@ from smdtrack.planning.solve import round_to_digits
 from smdtrack.planning.stages import Stage
 from smdtrack.theory.line import Line
 
-#: A stage before the last one that is shorter than this many time constants ends before the norm has followed.
-SHORT_STAGE = 0.3
-#: The last stage leaves its mark on the final weights, so it should last a whole time constant.
-SHORT_LAST_STAGE = 1.0
+#: A stage shorter than this many time constants ends before the norm has followed the learning rate.
+SHORT_STAGE = 1.0
 #: Largest angular update, in radian per step, at which the small-angle theory and a local step of the loss make sense.
 LARGE_ANGLE = 0.1
 #: Time constants after which a deviation from equilibrium has fallen to 5 %.
@@ -167,26 +165,28 @@ def review_schedule(
 
 
 def _review_stages(stages: Sequence[Stage]) -> list[Finding]:
-    found = []
-    for stage in stages:
-        last = stage is stages[-1]
-        limit = SHORT_LAST_STAGE if last else SHORT_STAGE
-        if stage.time_constants is None or stage.time_constants >= limit or stage.name == "warm-up":
-            continue
-        change = "a longer stage"
-        if stage.time_constants > 0:
-            change += f": with {limit / stage.time_constants:.2g} times as many epochs it lasts {limit:g} of them"
-        found.append(
-            Finding(
-                "short-stage",
-                "warning",
-                f"{'the last stage' if last else 'stage'} '{stage.name}' (epochs {stage.epochs}) lasts "
-                f"{stage.time_constants:.2g} time constants: the norm cannot follow the learning rate, and the angle "
-                "lags behind its line",
-                change,
-            )
+    """Reports the stages that are shorter than their time constant, all in one finding."""
+    short = [
+        stage
+        for stage in stages
+        if stage.time_constants is not None and stage.time_constants < SHORT_STAGE and stage.name != "warm-up"
+    ]
+    if not short:
+        return []
+    listed = ", ".join(f"'{stage.name}' (epochs {stage.epochs}) {stage.time_constants:.2g}" for stage in short)
+    change = "longer stages"
+    if short[-1].time_constants:
+        factor = SHORT_STAGE / short[-1].time_constants
+        change += f": with {factor:.2g} times as many epochs '{short[-1].name}' lasts {SHORT_STAGE:g}"
+    return [
+        Finding(
+            "short-stage",
+            "warning",
+            "in stages shorter than a time constant the norm cannot follow the learning rate, and the angle lags "
+            f"behind its line; lengths in time constants: {listed}",
+            change,
         )
-    return found
+    ]
 
 
 def _weak_decay(recipe: Recipe, peak: Line, run_time_constants: float) -> Finding:
@@ -233,7 +233,7 @@ def _review_drops(peak: Line, stages: Sequence[Stage]) -> list[Finding]:
     found = []
     for shown, (ratio, epochs) in drops.items():
         factor = ratio**-exponent
-        when = f"epoch{'s' if len(epochs) > 1 else ''} " + " and ".join(f"{round(epoch, 1):g}" for epoch in epochs)
+        when = f"epoch{'s' if len(epochs) > 1 else ''} " + joined([f"{round(epoch, 1):g}" for epoch in epochs])
         found.append(
             Finding(
                 "drop",
@@ -245,3 +245,8 @@ def _review_drops(peak: Line, stages: Sequence[Stage]) -> list[Finding]:
             )
         )
     return found
+
+
+def joined(words: Sequence[str]) -> str:
+    """Returns words as an enumeration: `a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
