@@ -43,6 +43,12 @@ Examples:
     help="What stays if a step covers more of an epoch: the decay per epoch (default), the angle of one step, or the "
     "angle of k old steps in one new step.",
 )
+@click.option(
+    "--from",
+    "run_folder",
+    type=click.Path(file_okay=False),
+    help="Record of a run of CONFIG: --match k-steps by its measured angles instead of those of white gradients.",
+)
 @click.option("--weight-shape", **WEIGHT_SHAPE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -54,6 +60,7 @@ def command(
     from_steps_per_epoch: int | None,
     epochs: int | None,
     match: str | None,
+    run_folder: str | None,
     weight_shape: tuple[int, ...],
     as_json: bool,
     **settings: Any,
@@ -75,6 +82,8 @@ def command(
         raise click.UsageError("--match applies only if --batch-size or --steps-per-epoch changes.")
     if match == "k-steps" and batch_size is None:
         raise click.UsageError("--match k-steps compares steps of different batches: give --batch-size.")
+    if run_folder is not None and (match != "k-steps" or factor != round(factor)):
+        raise click.UsageError("--from needs --match k-steps and a whole multiple of the batch.")
     from smdtrack.planning.lr_schedule import check_optimizer
     from smdtrack.planning.translation import translate
 
@@ -82,12 +91,18 @@ def command(
         check_optimizer(name)
     if "opt_kwargs" in given:
         given["opt_kwargs"] = dict(given["opt_kwargs"])
+    growth = None
+    if run_folder is not None:
+        from smdtrack.cli._measured_growth import measured_growth
+
+        growth = measured_growth(run_folder, round(factor))
     target = Target(
         opt=opt,
         batch_factor=1.0 if batch_size is None else factor,
         step_factor=factor,
         epochs=epochs,
         match=match or "epoch",  # type: ignore[arg-type]
+        growth=growth,
         lr=lr,
         settings=given,
     )

@@ -8,7 +8,7 @@ from smdtrack.planning.target import Match
 from smdtrack.theory.line import Line
 
 
-def matched_angle(line: Line, factor: float, match: Match) -> float:
+def matched_angle(line: Line, factor: float, match: Match, growth: float | None = None) -> float:
     """Returns the angle of one new step, in radian, if it covers as many images as `factor` old steps.
 
     "epoch": the decay per image stays the same, hence `Delta' = sqrt(k) Delta`. Over many steps the weight then turns
@@ -20,6 +20,7 @@ def matched_angle(line: Line, factor: float, match: Match) -> float:
         line: before.
         factor: k; below 1 if the new step covers fewer images.
         match: see `Target`.
+        growth: measured squared angle over k steps over that of one, for "k-steps"; None for that of white gradients.
 
     Raises:
         SmdtrackError: The line has no equilibrium, or the memory that "k-steps" needs is not known.
@@ -30,13 +31,14 @@ def matched_angle(line: Line, factor: float, match: Match) -> float:
         return line.angular_update
     if match == "epoch":
         return line.angular_update * math.sqrt(factor)
-    if line.updates is None:
-        raise SmdtrackError(f"the angle of {line.optimizer} over several steps is not known")
+    if growth is None:
+        if line.updates is None:
+            raise SmdtrackError(f"the angle of {line.optimizer} over several steps is not known")
+        growth = growth_over(line, max(factor, 1 / factor))
     if factor > 1:
-        straight = line.angular_update**2 * growth_over(line, factor)
-        return math.acos(math.exp(-straight / 2))
+        return math.acos(math.exp(-(line.angular_update**2) * growth / 2))
     # The reverse: 1/k new steps shall turn as far as one old step.
-    return math.sqrt(-2 * math.log(math.cos(line.angular_update)) / growth_over(line, 1 / factor))
+    return math.sqrt(-2 * math.log(math.cos(line.angular_update)) / growth)
 
 
 def growth_over(line: Line, steps: float) -> float:

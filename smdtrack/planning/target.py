@@ -20,6 +20,8 @@ class Target:
         epochs: new number of epochs; None keeps it.
         match: what stays the same if a step covers another number of images. "epoch": the decay per epoch. "step": the
             angle of one step. "k-steps": the angle of one new step is that of k old ones.
+        growth: measured squared angle over `step_factor` steps over that of one step, for "k-steps"; None assumes
+            gradients uncorrelated in time.
         lr: learning rate that the translated recipe shall have; None for the one that keeps the equilibrium norm.
         settings: further settings of the new optimizer, by their names in `Recipe`.
     """
@@ -29,5 +31,6 @@ class Target:
     step_factor: float = 1.0
     epochs: int | None = None
     match: Match = "epoch"
+    growth: float | None = None
     lr: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)

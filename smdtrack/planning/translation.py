@@ -75,7 +75,7 @@ def translate(recipe: Recipe, target: Target, shape: tuple[int, ...] = (64, 64, 
     if not before.angular_update:
         raise SmdtrackError(f"the recipe has no equilibrium angle to keep: {before.reason or 'its line is not known'}")
     factor = target.step_factor
-    wanted = matched_angle(before, factor, target.match)
+    wanted = matched_angle(before, factor, target.match, target.growth)
     changed = _with_optimizer(recipe, target)
     if target.epochs is not None:
         changed = _with_length(changed, target.epochs / recipe.epochs, target.epochs)

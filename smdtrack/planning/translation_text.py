@@ -1,9 +1,11 @@
 """What a translation keeps and what it cannot keep, in sentences."""
 
+import math
+
 from smdtrack.planning.advice import LARGE_ANGLE
 from smdtrack.planning.matching import schedule_exponent, typical_rms
 from smdtrack.planning.recipe import Recipe
-from smdtrack.planning.target import SGD_LEARNING_RATE, Match, Target
+from smdtrack.planning.target import SGD_LEARNING_RATE, Target
 from smdtrack.theory.dynamics import ANY_GRADIENT, WHITE
 from smdtrack.theory.line import Line
 
@@ -13,7 +15,7 @@ def explain(
 ) -> tuple[list[str], list[str]]:
     """Returns what is kept and what is not, a sentence each."""
     k = target.step_factor
-    kept = [_kept_angle(k, target.match)]
+    kept = [_kept_angle(k, target)]
     lost = []
     moved = after_recipe.lr != source.lr or after_recipe.weight_decay != source.weight_decay
     if moved:
@@ -24,7 +26,7 @@ def explain(
         if dropped:
             lost.append(f"{', '.join(dropped)} of {source.opt}: dropped, {after_recipe.opt} has its own defaults")
     lost += _time_constant_sentences(before, after, k)
-    if k != 1 and target.match == "k-steps":
+    if k != 1 and target.match == "k-steps" and target.growth is None:
         lost.append(
             "k-steps assumes gradients uncorrelated in time; on real networks they are anticorrelated, and the angle "
             "over 16 and 64 steps was 16 % and 40 % smaller than assumed here (small networks on digits)"
@@ -62,13 +64,17 @@ def explain(
     return kept, lost
 
 
-def _kept_angle(k: float, match: Match) -> str:
+def _kept_angle(k: float, target: Target) -> str:
+    match = target.match
     if k == 1 or match == "step":
         return "the angle of one step at the largest learning rate"
     if match == "epoch":
         return "the decay per epoch, and with it the time constant in epochs and the angle over many steps"
     if k > 1:
-        return f"the angle of {k:.4g} old steps, now turned by one step"
+        kept = f"the angle of {k:.4g} old steps, now turned by one step"
+        if target.growth is None:
+            return kept
+        return f"{kept}, by the measured ratio of {math.sqrt(target.growth):.3g} to one step"
     return f"the angle of one old step, now turned by {1 / k:.4g} steps"
 
 

@@ -79,6 +79,39 @@ def test_a_batch_is_scaled_by_each_of_the_three_rules():
     assert found["alternatives"] == one_step["alternatives"]
 
 
+def record_with_angles(folder, ratio):
+    """A record of two weights whose angle over 4 steps is `ratio` times that of one step."""
+    from smdtrack.record import LocalStore
+    from tests.record.runs import run_info, sample
+
+    (folder / "run").mkdir()
+    store = LocalStore(run_info(folder / "run"))
+    for step in range(1, 41):
+        straight = 0.01 * ratio
+        over_four = math.acos(math.exp(-(straight**2) / 2))
+        store.append([sample(step, norm=(1.0, 1.0), angle=(0.01, 0.01), angle_k4=(over_four, over_four))])
+    store.close("finished", None)
+    return str(folder / "run")
+
+
+def test_the_angle_over_k_steps_is_taken_from_a_run_where_one_is_given(tmp_path):
+    arguments = (MOMENTUM, "--batch-size", "256", "--match", "k-steps")
+    found = document(*arguments, "--from", record_with_angles(tmp_path, 1.6))
+    before, after = (found[side]["angular_update"] for side in ("before", "after"))
+    assert after == pytest.approx(1.6 * before, rel=1e-3)
+    assert "the angle of 4 old steps, now turned by one step, by the measured ratio of 1.6 to one step" in found["kept"]
+    assert not any("uncorrelated in time" in sentence for sentence in found["not_kept"])
+    white = document(*arguments)["after"]["angular_update"]
+    assert white == pytest.approx(math.sqrt(4 * 3.527) * before, rel=2e-3)
+
+
+def test_a_run_without_the_angle_over_k_steps_says_how_to_record_one(tmp_path):
+    folder = record_with_angles(tmp_path, 1.6)
+    result = run("translate", MOMENTUM, "--batch-size", "512", "--match", "k-steps", "--from", folder)
+    assert result.exit_code == 2
+    assert "the run run has no angle over 8 steps; record one with --lags 8" in result.stderr
+
+
 def test_more_epochs_stretch_the_schedule(tmp_path):
     path = tmp_path / "args.yaml"
     path.write_text("opt: momentum\nlr: 0.1\nweight_decay: 0.0001\nepochs: 90\nsched: step\ndecay_epochs: 30\n")
@@ -137,6 +170,12 @@ def test_nothing_changes_if_it_is_what_it_is():
         ([MOMENTUM, "--batch-size", "9", "--steps-per-epoch", "9"], "not both"),
         ([MOMENTUM, "--steps-per-epoch", "9"], "--from-steps-per-epoch go together"),
         ([MOMENTUM, "--steps-per-epoch", "9", "--from-steps-per-epoch", "5", "--match", "k-steps"], "k-steps"),
+        ([MOMENTUM, "--batch-size", "256", "--from", "x"], "--from needs --match k-steps"),
+        (
+            [MOMENTUM, "--batch-size", "96", "--match", "k-steps", "--from", "x"],
+            "and a whole multiple of the batch",
+        ),
+        ([MOMENTUM, "--batch-size", "256", "--match", "k-steps", "--from", "/nowhere"], "/nowhere"),
         ([MOMENTUM, "--to", "adamw", "--match", "step"], "--match applies only if"),
         ([MOMENTUM, "--batch-size", "256", "--match", "angle"], "is not one of"),
         (["/nowhere/args.yaml", "--to", "adamw"], "/nowhere/args.yaml: No such file"),
