@@ -127,7 +127,8 @@ def _print(plan: "Plan", notes: list[str], unused: dict[str, Any]) -> None:
     console.width = max(console.width, 80)
     show(plan, console)
     notes = list(notes)
-    given = [name for name, value in unused.items() if value not in (None, False, "", 0, [], {})]
+    # The model has a note of its own, and options that are off need none.
+    given = [name for name, value in unused.items() if value not in (None, False, "", 0, [], {}) and name != "model"]
     if given:
         notes.append(f"not used by the prediction, from the config: {', '.join(given)}")
     for note in notes:

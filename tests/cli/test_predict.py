@@ -382,7 +382,7 @@ def test_what_the_config_holds_beside_the_recipe_is_named(tmp_path):
     found = document("--config", str(path))
     assert found["unused"] == ["cutmix", "mixup", "model", "smoothing"]
     output = " ".join(predict("--config", str(path)).output.split())
-    assert "note: not used by the prediction, from the config: model, mixup, smoothing" in output
+    assert "note: not used by the prediction, from the config: mixup, smoothing" in output
     assert "give --model resnet50 for the groups and initial norms" in output
 
 
