@@ -1,4 +1,4 @@
-"""The live check: the residual against float64 with the variance of each batch, and weights that stop being invariant.
+"""The live check: its residual against float64, and weights that stop being scale-invariant.
 
 The reference takes the variance where smdtrack cannot: from batch norm's input, by a hook in the forward pass.
 """
@@ -53,7 +53,7 @@ class Reference:
 def tracked(
     model: nn.Module, folder: Path, size: int, steps: int, every: int = 1, shrink: float = 0.02
 ) -> tuple[Run, Reference]:
-    """Trains with variances of the order of eps, and running variances that have forgotten their first 1."""
+    """Trains a model with batch variances of the order of eps, to which its running variances have adapted."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data.mul_(shrink)
@@ -93,14 +93,12 @@ def columns(run: Run) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("name", "shrink"), [("test_resnet", 0.02), ("starnet_s050", 1.0)])
-def test_the_residual_is_that_of_float64_with_each_batch_s_own_variance(
-    name: str, shrink: float, tmp_path: Path
-) -> None:
+def test_the_residual_equals_float64_with_the_variance_of_each_batch(name: str, shrink: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run, reference = tracked(create_model(name, num_classes=5), tmp_path, 48, 8, shrink=shrink)
     found = columns(run)
     assert len(reference.residuals) >= 7
-    # Unbiased and biased variance differ by 1 in 16 x 3 x 3 values or more.
+    # The reference uses the biased variance, smdtrack the unbiased one: they differ by 1 / (16 x 3 x 3) at most.
     plain = max(max(values) for values in reference.cosines.values())
     assert plain > 2e-3
     for weight, values in reference.residuals.items():
@@ -109,7 +107,7 @@ def test_the_residual_is_that_of_float64_with_each_batch_s_own_variance(
     assert max(found[weight].max() for weight in reference.residuals) < 1e-2 * plain
 
 
-def test_it_is_recovered_on_samples_that_lie_apart(tmp_path: Path) -> None:
+def test_the_residual_is_right_when_every_fifth_step_is_sampled(tmp_path: Path) -> None:
     torch.manual_seed(0)
     run, reference = tracked(create_model("test_resnet", num_classes=5), tmp_path, 48, 30, every=5)
     plain = max(max(values) for values in reference.cosines.values())
@@ -139,20 +137,20 @@ def watched(
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.9, None])
-def test_any_momentum_of_batch_norm_will_do(momentum: float | None, tmp_path: Path) -> None:
+def test_the_residual_is_right_for_each_momentum_of_batch_norm(momentum: float | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small(momentum)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     reference = Reference(model, {"0.weight": "1", "3.weight": "4"}, optimizer)
     with watched(model, optimizer, tmp_path) as tracker:
         train(model, optimizer, 6)
-    # Unbiased and biased variance differ by 1 in 16 x 144 and 16 x 25 values.
+    # The reference uses the biased variance, smdtrack the unbiased one: they differ by 1 / (16 x 25) at most.
     for weight, found in columns(read_run(tracker.folder)).items():
         assert min(reference.cosines[weight]) > 3e-4
         np.testing.assert_allclose(found, reference.residuals[weight], atol=4e-3 * max(reference.cosines[weight]))
 
 
-def test_with_accumulation_the_mean_variance_takes_most_of_it_away(tmp_path: Path) -> None:
+def test_under_gradient_accumulation_most_of_the_eps_part_is_subtracted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -171,7 +169,7 @@ def messages(caught: list[warnings.WarningMessage]) -> list[str]:
     return [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
 
 
-def test_batch_norm_frozen_in_mid_run_is_reported_and_its_weights_lose_their_lines(tmp_path: Path) -> None:
+def test_a_batch_norm_set_to_eval_mode_is_reported_and_its_weights_lose_their_lines(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small(eps=1e-5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
@@ -196,7 +194,7 @@ def test_batch_norm_frozen_in_mid_run_is_reported_and_its_weights_lose_their_lin
     assert np.nan_to_num(share).tolist() == [0.0] * 6 + [0.5] * 6 + [0.0] * 3
 
 
-def test_batch_norm_frozen_with_its_parameters_is_reported_and_the_others_are_still_corrected(tmp_path: Path) -> None:
+def test_a_batch_norm_frozen_with_its_parameters_is_reported_and_the_others_are_still_corrected(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
@@ -216,7 +214,7 @@ def test_batch_norm_frozen_with_its_parameters_is_reported_and_the_others_are_st
     np.testing.assert_allclose(columns(run)["3.weight"], expected, atol=4e-3 * plain)
 
 
-def test_a_validation_between_backward_and_step_is_no_frozen_batch_norm(tmp_path: Path) -> None:
+def test_a_validation_between_backward_and_step_does_not_count_as_eval_mode(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small(eps=1e-5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
@@ -249,15 +247,15 @@ def test_a_weight_that_the_loss_begins_to_penalise_is_reported(tmp_path: Path) -
             train(model, optimizer, 15)
             penalised(25)
     assert messages(caught) == [
-        "no longer scale-invariant: 3: their gradients are no longer orthogonal to them (smd/orthogonality_residual); the lines "
-        "are off"
+        "no longer scale-invariant: 3: their gradients are no longer orthogonal to them (smd/orthogonality_residual); "
+        "the lines are off"
     ]
     share = np.nan_to_num(read_run(tracker.folder).overview["smd/not_invariant"])
     assert share[:19].max() == 0
     assert share[-1] == 0.5
 
 
-def test_low_precision_is_no_reason_to_warn(tmp_path: Path) -> None:
+def test_bf16_autocast_is_not_reported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small(eps=1e-5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
@@ -271,7 +269,7 @@ def test_low_precision_is_no_reason_to_warn(tmp_path: Path) -> None:
     assert "smd/not_invariant" not in read_run(tracker.folder).overview
 
 
-def test_training_is_the_same_bits(tmp_path: Path) -> None:
+def test_the_live_check_does_not_change_the_training(tmp_path: Path) -> None:
     def final(watching: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         model = small()

@@ -1,7 +1,8 @@
-"""No sampled step waits for the device, shown without one: on tensors that only pretend to lie on a GPU.
+"""No sampled step waits for the device. This is tested without a GPU, on fake tensors that pretend to lie on one.
 
-Torch's dispatcher sees what makes the host wait: a number asked for, a shape that depends on values, a copy between
-host and device that is not asynchronous or not from pinned memory. What runs on a real GPU is in `test_fused.py`.
+A dispatch mode sees the operations that make the host wait: reading a number, an operation whose shape depends on
+values, and a copy between host and device that is blocking or not from pinned memory. `test_triton_backend.py` has the
+tests on a GPU.
 """
 
 from collections import Counter
@@ -20,19 +21,19 @@ from torch.utils._pytree import tree_leaves
 
 from smdtrack.tracking.measure import backends
 from smdtrack.tracking.measure.step_measurer import StepMeasurer
-from tests.tracking.test_launches import FREE
+from tests.tracking.test_probe import FREE
 
 ASK = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "repeat_interleave"}
 CUDA = torch.device("cuda")
 
 
 def storage(tensor: Tensor) -> int:
-    """Tells rooms in memory apart."""
+    """Returns an identifier of the tensor's storage."""
     return int(tensor.untyped_storage()._cdata)
 
 
 class Watch(TorchDispatchMode):
-    """Raises where the host would wait, and counts what would be launched."""
+    """Raises where the host would wait, and counts the kernels that would be launched."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class Watch(TorchDispatchMode):
             self._pinned[storage(pinned)] = pinned
             return pinned
         if name == "_local_scalar_dense" and not there:
-            return 3.0 if args[0].is_floating_point() else 3  # what lies on the host is read for nothing
+            return 3.0 if args[0].is_floating_point() else 3  # reading a host tensor does not wait
         asks = name in ASK or (name == "index" and any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:]))
         assert not (there and asks), f"{func} waits for the device"
         result = func(*args, **kwargs)
@@ -69,7 +70,7 @@ class Watch(TorchDispatchMode):
 
 
 class Event:
-    """Stands for CUDA's, which needs a driver."""
+    """Replaces torch.cuda.Event, which needs a driver."""
 
     def record(self) -> None: ...
 
@@ -98,7 +99,7 @@ WAITS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
-def test_what_waits_is_seen(wait: Callable[[Tensor], Any]) -> None:
+def test_operations_that_wait_are_detected(wait: Callable[[Tensor], Any]) -> None:
     tensor = torch.randn(4, device=CUDA)
     with Watch(), pytest.raises(AssertionError, match="waits"):
         wait(tensor)
@@ -136,7 +137,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_no_sampled_step_waits_and_kernels_are_for_many_weights(make: Callable[[Any], Optimizer]) -> None:
+def test_no_sampled_step_waits_and_few_kernels_are_launched(make: Callable[[Any], Optimizer]) -> None:
     model, weights, norms = resnet()
     optimizer = make(model.parameters())
     optimizer.step()
@@ -148,8 +149,8 @@ def test_no_sampled_step_waits_and_kernels_are_for_many_weights(make: Callable[[
         # As a fused optimizer under a GradScaler finds its scale and whether to skip.
         optimizer.grad_scale, optimizer.found_inf = (torch.ones((), device=CUDA) for _ in range(2))
         with Watch() as seen:
-            measurer.look_ahead()
-            measurer.look_at_groups()
+            measurer.copy_norms()
+            measurer.update_groups()
             assert measurer.begin(step, has_closure=False)
         del optimizer.grad_scale, optimizer.found_inf
         optimizer.step()
@@ -159,7 +160,7 @@ def test_no_sampled_step_waits_and_kernels_are_for_many_weights(make: Callable[[
         assert measurement.reading.width == len(weights) == 20
         if step == 1:
             # Traces of clipping are looked for in the first ten samples and in each tenth after them.
-            measurer._looks = 10
+            measurer._samples = 10
     # Kernels for many weights at a time, in four batches here; a window of two steps begins or ends with the last step.
     # Where step counts lie on the device, corrections for them do, too, and RAdam chooses for each weight.
     limit = 330 if optimizer.defaults.get("capturable") else 210

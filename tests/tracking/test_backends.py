@@ -1,4 +1,4 @@
-"""All ways of summing, against float64: sizes across blocks, layouts, precisions, changes that are nearly radial."""
+"""The sums of all backends against float64: sizes below and above a block, layouts, precisions, radial changes."""
 
 import ctypes
 import threading
@@ -14,36 +14,34 @@ from torch import Tensor
 
 from smdtrack.geometry import angle_from_moments
 from smdtrack.tracking.measure import backends
-from smdtrack.tracking.measure.backends import compile_passes as compiling
-from smdtrack.tracking.measure.backends import compiled_passes as native
-from smdtrack.tracking.measure.backends import threads
+from smdtrack.tracking.measure.backends import compile_passes, compiled_passes, threads
 from tests.tracking.witness import chord_angle
 
-BENCHES = ["compiled", "numpy", "foreach"]
+BACKENDS = ["compiled", "numpy", "foreach"]
 SHAPES = [(3,), (8, 27), (64, 64, 3, 3), (130, 1024), (512, 512, 3, 3)]
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The passes, compiled as an installation does."""
+    """The passes, compiled as when the package is installed."""
     path = tmp_path_factory.mktemp("passes") / "passes.so"
-    if not compiling.compile_passes(path):
+    if not compile_passes.compile_passes(path):
         pytest.skip("no C compiler")
     return path
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A class of benches, by the name of its way."""
+    """The class of a backend, by name."""
     if request.param == "foreach":
         yield backends.ForeachBackend
         return
     path = request.getfixturevalue("compiled") if request.param == "compiled" else Path("nowhere.so")
-    monkeypatch.setattr(native, "library_path", lambda: path)
-    native.library.cache_clear()
-    assert (native.library() is None) == (request.param == "numpy")
+    monkeypatch.setattr(compiled_passes, "library_path", lambda: path)
+    compiled_passes.library.cache_clear()
+    assert (compiled_passes.library() is None) == (request.param == "numpy")
     yield backends.CpuBackend
-    native.library.cache_clear()
+    compiled_passes.library.cache_clear()
 
 
 def stepped(shape: tuple[int, ...], angle: float, shrinkage: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +61,7 @@ def measured(backend: Any, before: Tensor, after: Tensor, gradient: Tensor, scal
         return [float(row[0]) for row in backend.end({4: weight}, {})][:5]
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("angle", "shrinkage"), [(0.3, 0.1), (1e-2, 1e-4), (1e-4, 0.0), (1e-4, 1e-2)])
 def test_the_angle_is_within_a_millionth_of_float64(
@@ -75,10 +73,10 @@ def test_the_angle_is_within_a_millionth_of_float64(
     assert float(angle_from_moments(*moments)) == pytest.approx(chord_angle(before.double(), after.double()), rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_all_five_sums(backend: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_each_of_the_five_sums_equals_float64(backend: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     before, after, gradient = (tensor.to(dtype) for tensor in stepped(shape, 0.1, 0.01))
     w, g, d = before.double(), gradient.double(), after.double() - before.double()
     size = float(w.norm() * g.norm())
@@ -94,8 +92,8 @@ def test_all_five_sums(backend: Any, shape: tuple[int, ...], dtype: torch.dtype)
     assert row[1] == pytest.approx(expected[1], abs=1e-6 * size)
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
-def test_layouts_that_differ_from_one_another(backend: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_weight_and_gradient_in_different_layouts(backend: Any) -> None:
     before, after, gradient = stepped((20, 30, 7, 5), 0.1, 0.0)
     plain = measured(backend(), before, after, gradient)
     last = torch.channels_last
@@ -104,8 +102,8 @@ def test_layouts_that_differ_from_one_another(backend: Any) -> None:
         np.testing.assert_allclose(row, plain, rtol=1e-6, atol=1e-8 * plain[0])
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
-def test_a_loss_scale_is_divided_out(backend: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_gradients_are_divided_by_the_loss_scale(backend: Any) -> None:
     before, after, gradient = stepped((20, 30), 0.1, 0.0)
     plain = measured(backend(), before, after, gradient)
     np.testing.assert_allclose(
@@ -113,7 +111,7 @@ def test_a_loss_scale_is_divided_out(backend: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 def test_a_weight_without_a_gradient_has_zeros_and_one_that_did_not_move_turned_by_zero(backend: Any) -> None:
     weight = torch.randn(40, 50)
     one = backend()
@@ -123,11 +121,11 @@ def test_a_weight_without_a_gradient_has_zeros_and_one_that_did_not_move_turned_
     assert row[1:] == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.0], abs=1e-10 * row[0])
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_change_along_vectors(backend: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
-    """Several weights, one of them without a vector; the vectors in a layout of their own, or in the weights'."""
+def test_the_dot_product_of_change_and_vector(backend: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Several weights, one of them without a vector; the vectors have another layout than the weights, or the same."""
     shapes = [(64, 64, 3, 3), (8, 3, 5, 5), (30, 20, 1, 1), (7, 5, 3, 3)]
     before = {column: torch.randn(shape).to(dtype) for column, shape in enumerate(shapes)}
     after = {column: (weight + 0.01 * torch.randn_like(weight)) for column, weight in before.items()}
@@ -147,8 +145,8 @@ def test_the_change_along_vectors(backend: Any, dtype: torch.dtype, layout: torc
     assert table[1].tolist() == pytest.approx([0, 0, float(before[2].double().square().sum()), 0], rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
-def test_gradients_that_come_later(backend: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_gradients_that_are_read_after_begin(backend: Any) -> None:
     before, after, gradient = stepped((50, 40), 0.1, 0.0)
     expected = measured(backend(), before, after, gradient)
     one = backend()
@@ -159,8 +157,8 @@ def test_gradients_that_come_later(backend: Any) -> None:
     np.testing.assert_allclose(found[:5, 0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BENCHES, indirect=True)
-def test_weights_that_are_no_dense_part_of_memory(backend: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_weights_that_are_slices_of_a_larger_tensor(backend: Any) -> None:
     before, after, gradient = stepped((40, 60), 0.1, 0.01)
     expected = measured(backend(), before, after, gradient)
     room = torch.zeros(40, 100)
@@ -174,8 +172,8 @@ def test_weights_that_are_no_dense_part_of_memory(backend: Any) -> None:
     assert room[:, :20].count_nonzero() == room[:, 80:].count_nonzero() == 0
 
 
-def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path) -> None:
-    """Sizes around the lanes', at any alignment, between elements that would be seen in the sums."""
+def test_the_compiled_passes_stay_within_the_given_memory(compiled: Path) -> None:
+    """Sizes around a vector's, at any alignment, inside an array of large values that would show in the sums."""
     library = ctypes.CDLL(str(compiled))
     for size in range(40):
         for shift in range(3):
@@ -191,7 +189,7 @@ def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path
                     (library.smdtrack_end, at[3], table[1]),
                 ):
                     places = (count, first, at[1], at[2], sums_there)
-                    function(ctypes.byref(native.Job(1, *(array.ctypes.data for array in places), 0)))
+                    function(ctypes.byref(compiled_passes.Job(1, *(array.ctypes.data for array in places), 0)))
                 x, d = w.astype(float), now.astype(float) - w.astype(float)
                 y = np.zeros(size) if vector is None else other.astype(float)
                 expected = [[x @ x, x @ y, y @ y], [x @ d, d @ d, d @ y]]
@@ -202,7 +200,7 @@ def test_the_compiled_passes_read_and_write_no_more_than_they_may(compiled: Path
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "none"))
-    assert not compiling.compile_passes(tmp_path / "passes.so")
+    assert not compile_passes.compile_passes(tmp_path / "passes.so")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,17 +220,17 @@ def test_several_threads_sum_to_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("count", [1, 3])
 def test_pieces_of_tensors_add_up_to_the_whole(count: int, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
-    monkeypatch.setattr(native, "PIECE", 1000)
-    monkeypatch.setattr(native, "library_path", lambda: compiled)
-    native.library.cache_clear()
+    monkeypatch.setattr(threads, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(compiled_passes, "PIECE", 1000)
+    monkeypatch.setattr(compiled_passes, "library_path", lambda: compiled)
+    compiled_passes.library.cache_clear()
     weights = {column: torch.randn(size) for column, size in enumerate((0, 1, 999, 1000, 1001, 25_017))}
     gradients = {column: torch.randn_like(weight) for column, weight in weights.items() if column != 4}
     changed = {column: weight + 0.01 * torch.randn_like(weight) for column, weight in weights.items()}
     backend = backends.CpuBackend()
     backend.begin(weights, gradients, None)
     table = backend.end(changed, gradients)
-    native.library.cache_clear()
+    compiled_passes.library.cache_clear()
     for column, weight in weights.items():
         w, g = weight.double(), gradients.get(column, torch.zeros_like(weight)).double()
         d = changed[column].double() - w
@@ -240,9 +238,9 @@ def test_pieces_of_tensors_add_up_to_the_whole(count: int, compiled: Path, monke
         torch.testing.assert_close(table[:, column], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_fault_on_another_thread_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_on_another_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
+    monkeypatch.setattr(threads, "MIN_ELEMENTS", 0)
     here, met = threading.get_ident(), threading.Barrier(2)
 
     def work() -> None:
@@ -251,10 +249,10 @@ def test_a_fault_on_another_thread_comes_out(monkeypatch: pytest.MonkeyPatch) ->
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        threads.together(work, 1)
+        threads.run_on_threads(work, 1)
 
 
-def test_nobody_waits_for_a_thread_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_is_busy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     begun, ended = threading.Event(), threading.Event()
     pool = ThreadPoolExecutor(1)
@@ -262,7 +260,7 @@ def test_nobody_waits_for_a_thread_that_has_not_begun(monkeypatch: pytest.Monkey
     assert begun.wait(timeout=60)
     monkeypatch.setattr(threads, "_pool", lambda: pool)
     done: list[int] = []
-    threads.together(lambda: done.append(1), threads.WORTH_THREADS)
+    threads.run_on_threads(lambda: done.append(1), threads.MIN_ELEMENTS)
     assert done == [1]
     ended.set()
     pool.shutdown()

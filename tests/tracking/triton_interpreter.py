@@ -1,6 +1,6 @@
-"""Runs CUDA's bench on the CPU, its kernels by Triton's interpreter; prints what it measured beside float64 as JSON.
+"""Runs the CUDA backend on the CPU with Triton's interpreter, and prints its sums and those of float64 as JSON.
 
-TRITON_INTERPRET=1 python -m tests.tracking.interpreted
+TRITON_INTERPRET=1 python -m tests.tracking.triton_interpreter
 """
 
 import json
@@ -12,7 +12,7 @@ from smdtrack.tracking.measure.backends.triton_backend import TritonBackend
 
 
 def weights(dtype: torch.dtype) -> list[Tensor]:
-    """Sizes about a block and a chunk, an empty one, and layouts: as they are, channels_last, no dense memory."""
+    """Sizes around a block and a chunk, an empty tensor, channels_last, and a slice of a larger tensor."""
     shapes = [(1,), (3, 5), (1023,), (1024,), (1025,), (16384,), (3, 16385), (0, 4), (8, 6, 3, 3)]
     made = [torch.randn(shape).to(dtype) for shape in shapes]
     last = torch.randn(8, 6, 3, 3).to(dtype).to(memory_format=torch.channels_last)
@@ -29,15 +29,15 @@ def case(dtype: torch.dtype, gradient_dtype: torch.dtype, scale: float | None, l
         return {column: torch.randn(shape).to(gradient_dtype) * (scale or 1) for column, shape in given.items()}
 
     gradients, vectors = others(1), others(2)
-    bench = TritonBackend()
+    backend = TritonBackend()
     measured, expected = [], []
-    for _ in range(2):  # the second time with the plan of the first, and other numbers in the copies
-        bench.begin(now, {} if late else gradients, None if scale is None else torch.tensor(scale))
+    for _ in range(2):  # the second time reuses the chunk plan, with other numbers in the copies
+        backend.begin(now, {} if late else gradients, None if scale is None else torch.tensor(scale))
         if late:
-            bench.read_gradients(gradients)
+            backend.read_gradients(gradients)
         for weight in now.values():
             weight.add_(0.01 * torch.randn(weight.shape))
-        measured.append(bench.end(now, vectors).tolist())
+        measured.append(backend.end(now, vectors).tolist())
         rows = [[0.0] * len(now) for _ in range(6)]
         for column, weight in now.items():
             w, d = old[column].double(), weight.double() - old[column].double()

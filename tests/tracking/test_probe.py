@@ -1,4 +1,4 @@
-"""What a measurement launches and holds: about as much for a hundred weights as for ten, and one copy of them."""
+"""How many operations a measurement launches, which does not grow with the weights, and how much memory it holds."""
 
 import tracemalloc
 from collections import Counter
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from smdtrack.tracking.measure import backends
 from smdtrack.tracking.measure.probe import Probe
 
-#: What makes views and rooms: no kernel is launched for it.
+#: Operations that make views or allocate memory. They launch no kernel.
 FREE = {
     "detach",
     "view",
@@ -36,7 +36,7 @@ FREE = {
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations on tensors, as so many kernels would be launched on a GPU, and adds up new memory."""
+    """Counts operations, each of which launches a kernel on a GPU, and adds up the memory that they allocate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,12 +72,12 @@ def launches(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) ->
     probe = Probe(count)
     with Launches() as seen:
         probe.begin(weights, gradients)
-        probe.end(changed, along=vectors)
+        probe.end(changed, momentum=vectors)
     return seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_kernels_are_as_many_for_a_hundred_weights_as_for_ten(
+def test_the_foreach_backend_launches_as_many_kernels_for_a_hundred_weights_as_for_ten(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -86,12 +86,12 @@ def test_fused_kernels_are_as_many_for_a_hundred_weights_as_for_ten(
     assert sum(many.counts.values()) <= 50, many.counts
 
 
-def test_the_cpu_s_bench_launches_next_to_nothing() -> None:
+def test_the_cpu_backend_calls_at_most_three_operations_of_torch() -> None:
     weights, gradients, changed, vectors = weights_of(50)
     probe = Probe(50)
     with Launches() as seen:
         probe.begin(weights, gradients)
-        probe.end(changed, along=vectors)
+        probe.end(changed, momentum=vectors)
     assert sum(seen.counts.values()) <= 3, seen.counts
 
 
@@ -99,8 +99,8 @@ def large() -> Mapping[int, Tensor]:
     return {0: torch.randn(512, 512, 3, 3), 1: torch.randn(1000, 2048), 2: torch.randn(64, 3, 7, 7)}
 
 
-def test_the_cpu_s_bench_holds_one_copy_of_the_weights() -> None:
-    """A MiB and a half besides: a block of numpy's in the cache."""
+def test_the_cpu_backend_holds_one_copy_of_the_weights() -> None:
+    """At most 1.5 MiB besides: the block of the numpy passes."""
     weights, gradients, changed, vectors = large(), large(), large(), large()
     size = sum(weight.nbytes for weight in weights.values())
     probe = Probe(3)
@@ -108,14 +108,14 @@ def test_the_cpu_s_bench_holds_one_copy_of_the_weights() -> None:
     with Launches() as seen:
         for _ in range(3):
             probe.begin(weights, gradients)
-            probe.end(changed, along=vectors)
+            probe.end(changed, momentum=vectors)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size <= seen.bytes <= size + 1e5
     assert peak <= 1.5 * 2**20
 
 
-def test_fused_kernels_hold_one_copy_and_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_foreach_backend_holds_one_copy_and_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "backend_for", lambda device: backends.ForeachBackend())
     weights, gradients, changed = large(), large(), large()
     size = sum(weight.nbytes for weight in weights.values())
@@ -124,5 +124,5 @@ def test_fused_kernels_hold_one_copy_and_a_batch(monkeypatch: pytest.MonkeyPatch
     with Launches() as seen:
         probe.begin(weights, gradients)
         probe.end(changed)
-    # All temporaries of a step together, of which one batch is there at a time: products, then changes.
+    # `seen.bytes` adds up all temporaries of a step (products, then changes), of which one batch exists at a time.
     assert seen.bytes <= 3 * size + 1e5

@@ -1,4 +1,4 @@
-"""Scripts that make their tensors elsewhere or in another type by default: `torch.set_default_device` and `_dtype`.
+"""Scripts that call `torch.set_default_device` or `torch.set_default_dtype`.
 
 The meta device stands for a GPU: what is made there by mistake has no values, and fails.
 """
@@ -57,7 +57,9 @@ def elsewhere() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("opt", ["momentum", "sgd", "lion"])
-def test_a_training_is_measured_as_without_them(opt: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_values_do_not_depend_on_the_default_device_and_dtype(
+    opt: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     model, images, labels = network(), torch.randn(16, 3, 9, 9), torch.randint(0, 5, (16,))
     twin = copy.deepcopy(model)
     usual = trained(opt, model, images, labels, tmp_path / "usual")
@@ -69,7 +71,7 @@ def test_a_training_is_measured_as_without_them(opt: str, tmp_path: Path, reques
         np.testing.assert_array_equal(there.values[family], values)
 
 
-def test_calibration_and_audit_do_not_see_them(request: pytest.FixtureRequest) -> None:
+def test_calibration_and_audit_do_not_depend_on_the_default_device_and_dtype(request: pytest.FixtureRequest) -> None:
     model = network()
     optimizer = create_optimizer_v2(model, "muon", lr=0.05, weight_decay=0.1)
 

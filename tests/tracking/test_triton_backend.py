@@ -1,4 +1,4 @@
-"""CUDA's kernels: without a GPU their sums, by Triton's interpreter, and that they compile; on a GPU all of it."""
+"""The CUDA backend. Without a GPU its kernels run in Triton's interpreter and are compiled; the rest needs a GPU."""
 
 import json
 import os
@@ -16,9 +16,11 @@ from torch.nn import functional as F
 
 import smdtrack
 from smdtrack.record import read_run
+from smdtrack.tracking.interpret.step_values import step_values
 from smdtrack.tracking.measure import backends
 from smdtrack.tracking.measure.probe import Probe
-from tests.tracking.test_launches import weights_of
+from smdtrack.tracking.measure.table import Row
+from tests.tracking.test_probe import weights_of
 from tests.tracking.witness import Witness
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +32,7 @@ triton = pytest.importorskip("triton")
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.tracking.interpreted"],
+        [sys.executable, "-m", "tests.tracking.triton_interpreter"],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -42,7 +44,7 @@ def interpreted() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_kernels_sum_as_float64_does(case: str, interpreted: dict[str, Any]) -> None:
+def test_the_kernels_sums_equal_float64(case: str, interpreted: dict[str, Any]) -> None:
     assert list(interpreted) == CASES
     np.testing.assert_allclose(interpreted[case]["measured"], interpreted[case]["expected"], rtol=1e-11, atol=1e-11)
 
@@ -76,7 +78,7 @@ def test_the_kernels_compile(
         assert compiled.asm["cubin"]
 
 
-def test_where_triton_does_not_work_foreach_kernels_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_foreach_backend_is_used_where_triton_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from smdtrack.tracking.measure.backends import triton_backend
 
     def no_compiler(*args: Any) -> None:
@@ -84,12 +86,12 @@ def test_where_triton_does_not_work_foreach_kernels_do(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(triton_backend.TritonBackend, "begin", no_compiler)
     triton_backend.works_on.cache_clear()
-    # No GPU is asked for anything: the backend of one fails before it would be.
+    # This needs no GPU: the check of the backend fails before it uses one.
     assert isinstance(backends.backend_for(torch.device("cuda")), backends.ForeachBackend)
     triton_backend.works_on.cache_clear()
 
 
-def test_where_the_sums_are_wrong_foreach_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_with_wrong_sums_counts_as_not_working(monkeypatch: pytest.MonkeyPatch) -> None:
     from smdtrack.tracking.measure.backends import triton_backend
 
     class Exact:
@@ -111,9 +113,6 @@ def test_where_the_sums_are_wrong_foreach_kernels_are_taken(monkeypatch: pytest.
     triton_backend.works_on.cache_clear()
 
 
-# On a GPU.
-
-
 @pytest.fixture
 def cuda() -> torch.device:
     if not torch.cuda.is_available():
@@ -121,9 +120,9 @@ def cuda() -> torch.device:
     return torch.device("cuda")
 
 
-@pytest.fixture(params=["fused", "foreach"])
+@pytest.fixture(params=["triton", "foreach"])
 def backend(request: pytest.FixtureRequest, cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which backend the GPU has; the fused one must have passed its own check."""
+    """Chooses the backend of the GPU; the Triton backend must have passed its own check."""
     if request.param == "foreach":
         monkeypatch.setattr(backends, "backend_for", lambda device: backends.ForeachBackend())
     else:
@@ -136,7 +135,7 @@ def backend(request: pytest.FixtureRequest, cuda: torch.device, monkeypatch: pyt
 
 
 def without_waiting(work: Callable[[], Any]) -> Any:
-    """Runs work in which torch raises where the host would wait for the device."""
+    """Runs work; torch raises an error if the host waits for the device meanwhile."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -147,7 +146,7 @@ def without_waiting(work: Callable[[], Any]) -> Any:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu_the_sums_are_float64_s(dtype: torch.dtype, backend: str, cuda: torch.device) -> None:
+def test_on_a_gpu_the_sums_equal_float64(dtype: torch.dtype, backend: str, cuda: torch.device) -> None:
     shapes = [(512, 512, 3, 3), (64, 3, 7, 7), (1000, 2048), (5,)]
     before = {column: torch.randn(shape, device=cuda).to(dtype) for column, shape in enumerate(shapes)}
     before[0] = before[0].to(memory_format=torch.channels_last)
@@ -157,43 +156,43 @@ def test_on_a_gpu_the_sums_are_float64_s(dtype: torch.dtype, backend: str, cuda:
     probe.prepare([cuda])
     for _ in range(2):
         without_waiting(lambda: probe.begin(before, gradients))
-        reading = without_waiting(lambda: probe.end(after, along=vectors))
-    found = reading.numpy()
+        reading = without_waiting(lambda: probe.end(after, momentum=vectors))
+    found = [getattr(step_values(reading), row.name.lower()) for row in list(Row)[:6]]
     for column, weight in before.items():
         w, g, v = weight.double(), gradients[column].double(), vectors[column].double()
         d = after[column].double() - w
         for row, (left, right) in enumerate(((w, w), (w, g), (g, g), (w, d), (d, d), (d, v))):
             size = float(left.norm() * right.norm())
-            assert found[row, column] == pytest.approx(float((left * right).sum()), abs=1e-6 * size), (row, column)
+            assert found[row][column] == pytest.approx(float((left * right).sum()), abs=1e-6 * size), (row, column)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_kernels_are_as_many_for_a_hundred_weights_as_for_ten(backend: str, cuda: torch.device) -> None:
+def test_on_a_gpu_the_number_of_kernels_does_not_grow_with_the_weights(backend: str, cuda: torch.device) -> None:
     def kernels(count: int) -> int:
         given = [{c: x.to(cuda) for c, x in tensors.items()} for tensors in weights_of(count)]
         weights, gradients, changed, vectors = given
         probe = Probe(count)
         for _ in range(2):
             probe.begin(weights, gradients)
-            probe.end(changed, along=vectors)
+            probe.end(changed, momentum=vectors)
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             probe.begin(weights, gradients)
-            probe.end(changed, along=vectors)
+            probe.end(changed, momentum=vectors)
             torch.cuda.synchronize()
         names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
 
     few, many = kernels(10), kernels(100)
-    if backend == "fused":
+    if backend == "triton":
         assert few == many == 4
     else:
-        # Torch's own limit of tensors a kernel makes a few more.
+        # Torch limits the number of tensors per kernel, so that there are a few more.
         assert many <= 3 * few <= 150
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_one_copy_of_the_weights_is_held(cuda: torch.device) -> None:
+def test_on_a_gpu_the_only_extra_memory_is_one_copy_of_the_weights(cuda: torch.device) -> None:
     weights = {column: torch.randn(512, 512, 3, 3, device=cuda) for column in range(4)}
     gradients = {column: torch.randn_like(weight) for column, weight in weights.items()}
     probe = Probe(4)
@@ -202,13 +201,13 @@ def test_on_a_gpu_one_copy_of_the_weights_is_held(cuda: torch.device) -> None:
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     probe.begin(weights, gradients)
-    probe.end(weights, along=gradients).numpy()
+    step_values(probe.end(weights, momentum=gradients))
     size = sum(weight.nbytes for weight in weights.values())
     assert torch.cuda.max_memory_allocated() - held <= size + 2**20
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_no_step_waits_and_the_numbers_are_float64_s(backend: str, cuda: torch.device, tmp_path: Path) -> None:
+def test_on_a_gpu_no_step_waits_and_the_angles_equal_float64(backend: str, cuda: torch.device, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, bias=False),
