@@ -1,5 +1,6 @@
 """A recipe's optimizer and the learning rate of each of its steps, both made by timm's own factories."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,22 @@ def line_at_peak(recipe: Recipe, shape: tuple[int, ...]) -> Line:
     return identify(optimizer).line(optimizer.param_groups[0], shape)
 
 
+def schedule_exponent(recipe: Recipe, shape: tuple[int, ...]) -> float:
+    """Returns e, where the equilibrium angle follows a schedule of the learning rate as lr^e; to the nearest quarter.
+
+    As a rule the decay rate is proportional to the learning rate, so that e = 1/2. Under a trust ratio, and under a
+    corrected decay (lr^2 wd / lr_max), e = 1. Read off from the line at the learning rate and at half of it.
+
+    Args:
+        recipe: one with an equilibrium angle.
+        shape: of the weight.
+    """
+    optimizer = make_optimizer(recipe, shape)
+    family, group = identify(optimizer), optimizer.param_groups[0]
+    angles = [family.line({**group, "lr": lr}, shape).angular_update or 0.0 for lr in (recipe.lr, recipe.lr / 2)]
+    return round(4 * math.log2(angles[0] / angles[1])) / 4 if min(angles) > 0 else 0.5
+
+
 def ignored_settings(recipe: Recipe) -> list[str]:
     """Returns a sentence for each setting of the optimizer that timm ignores for this one."""
     info = _info(recipe.opt)
@@ -93,7 +110,9 @@ def ignored_settings(recipe: Recipe) -> list[str]:
 def corrected_variant(name: str) -> str | None:
     """Returns timm's name of the same optimizer with a decay that follows lr^2 (Defazio), such as adamc for adamw."""
     variant = name.lower().removesuffix("w") + "c"
-    return variant if variant in timm_parts.optim().list_optimizers() else None
+    if variant not in timm_parts.optim().list_optimizers():
+        return None
+    return variant if (_info(variant).defaults or {}).get("corrected_weight_decay") else None
 
 
 def _info(name: str) -> Any:

@@ -76,13 +76,3 @@ def equilibrium_rms(line: Line, recipe: Recipe, shape: tuple[int, ...]) -> float
     rms = (line.step_size or recipe.lr) * math.sqrt(line.updates.energy) / line.angular_update
     # NovoGrad divides by the norm of the whole gradient instead of its elements' size.
     return rms / math.sqrt(math.prod(shape)) if line.optimizer == "NovoGrad" else rms
-
-
-def schedule_exponent(line: Line, recipe: Recipe) -> float:
-    """Returns e, where the equilibrium angle follows the learning rate of the schedule as lr^e.
-
-    The decay rate is proportional to the learning rate, so that e = 1/2. Under a trust ratio and under a corrected
-    decay (lr^2 wd / lr_max) the angle is proportional to the learning rate.
-    """
-    corrected = recipe.opt.lower().removeprefix("lookahead_").endswith("c") and recipe.opt.lower() != "larc"
-    return 1.0 if line.trust is not None or corrected else 0.5

@@ -20,8 +20,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from smdtrack.notices import SmdtrackError
-from smdtrack.planning.lr_schedule import DEFAULT_DECAY_EPOCHS, SCHEDULES, line_at_peak
-from smdtrack.planning.matching import equilibrium_rms, matched_angle, schedule_exponent, typical_rms
+from smdtrack.planning.lr_schedule import DEFAULT_DECAY_EPOCHS, SCHEDULES, line_at_peak, schedule_exponent
+from smdtrack.planning.matching import equilibrium_rms, matched_angle, typical_rms
 from smdtrack.planning.recipe import ENDS_AT_MIN_LR, Recipe
 from smdtrack.planning.solve import round_to_digits, solve_for_angle
 from smdtrack.planning.target import SGD_LEARNING_RATE, Target
@@ -86,7 +86,9 @@ def translate(recipe: Recipe, target: Target, shape: tuple[int, ...] = (64, 64, 
         after_recipe, after = changed, line_at_peak(changed, shape)
     else:
         after_recipe, after = _solve(changed, target, before, wanted, recipe, shape)
-    after_recipe = _with_scaled_schedule(recipe, after_recipe, before, after)
+    exponents = schedule_exponent(recipe, shape), schedule_exponent(after_recipe, shape)
+    # LARC's angle does not follow the learning rate at all while its ratio is not clipped. No schedule translates to it.
+    after_recipe = _with_scaled_schedule(recipe, after_recipe, exponents[0] / exponents[1] if exponents[1] else 1.0)
     if recipe.batch_size is not None and target.batch_factor != 1:
         after_recipe = replace(after_recipe, batch_size=round(recipe.batch_size * target.batch_factor))
     changes = {
@@ -94,7 +96,9 @@ def translate(recipe: Recipe, target: Target, shape: tuple[int, ...] = (64, 64, 
         for entry in fields(Recipe)
         if getattr(after_recipe, entry.name) != getattr(recipe, entry.name)
     }
-    kept, not_kept = explain(recipe, after_recipe, before, after, target, shape)
+    kept, not_kept = explain(
+        recipe, after_recipe, before, after, target, shape, same_schedule=exponents[0] == exponents[1]
+    )
     return Translation(recipe, after_recipe, before, after, changes, tuple(kept), tuple(not_kept))
 
 
@@ -185,9 +189,14 @@ def _scaled_length(value: float, factor: float) -> float:
     return max(1, round(value * factor)) if value == int(value) else round_to_digits(value * factor, 3)
 
 
-def _with_scaled_schedule(source: Recipe, recipe: Recipe, before: Line, after: Line) -> Recipe:
-    """Scales the schedule's other learning rates, so that the angle falls and rises by the same factors as before."""
-    exponent = schedule_exponent(before, source) / schedule_exponent(after, recipe)
+def _with_scaled_schedule(source: Recipe, recipe: Recipe, exponent: float) -> Recipe:
+    """Scales the schedule's other learning rates, so that the angle falls and rises by the same factors as before.
+
+    Args:
+        source: the recipe before.
+        recipe: its translation so far.
+        exponent: power of the old relative learning rate that gives the new one.
+    """
 
     def scaled(lr: float) -> float:
         return round_to_digits(recipe.lr * (lr / source.lr) ** exponent) if lr > 0 else lr

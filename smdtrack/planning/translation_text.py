@@ -3,7 +3,7 @@
 import math
 
 from smdtrack.planning.advice import LARGE_ANGLE
-from smdtrack.planning.matching import schedule_exponent, typical_rms
+from smdtrack.planning.matching import typical_rms
 from smdtrack.planning.recipe import Recipe
 from smdtrack.planning.target import SGD_LEARNING_RATE, Target
 from smdtrack.theory.dynamics import ANY_GRADIENT, WHITE
@@ -11,9 +11,26 @@ from smdtrack.theory.line import Line
 
 
 def explain(
-    source: Recipe, after_recipe: Recipe, before: Line, after: Line, target: Target, shape: tuple[int, ...]
+    source: Recipe,
+    after_recipe: Recipe,
+    before: Line,
+    after: Line,
+    target: Target,
+    shape: tuple[int, ...],
+    *,
+    same_schedule: bool,
 ) -> tuple[list[str], list[str]]:
-    """Returns what is kept and what is not, a sentence each."""
+    """Returns what is kept and what is not, a sentence each.
+
+    Args:
+        source: the recipe before.
+        after_recipe: its translation.
+        before: the line before.
+        after: the line of the translation.
+        target: what was asked for.
+        shape: of the weight for which the angle is kept.
+        same_schedule: whether the angle follows the same power of the learning rate as before.
+    """
     k = target.step_factor
     kept = [_kept_angle(k, target)]
     lost = []
@@ -31,8 +48,7 @@ def explain(
             "k-steps assumes gradients uncorrelated in time; on real networks they are anticorrelated, and the angle "
             "over 16 and 64 steps was 16 % and 40 % smaller than assumed here (small networks on digits)"
         )
-    other_power = schedule_exponent(before, source) != schedule_exponent(after, after_recipe)
-    if other_power and source.sched in ("cosine", "tanh", "wsd", "rsqrt"):
+    if not same_schedule and source.sched in ("cosine", "tanh", "wsd", "rsqrt"):
         lost.append(
             f"the shape of the {source.sched} schedule: the angle follows another power of the learning rate, so it is "
             "kept at the largest and the smallest learning rate but not between them"
@@ -54,10 +70,8 @@ def explain(
         )
     if source.clip_grad and (moved or k != 1):
         lost.append("clip_grad: its threshold belongs to the old gradients; set it anew")
-    if source.layer_decay and schedule_exponent(before, source) != schedule_exponent(after, after_recipe):
-        lost.append(
-            "layer_decay: the angle follows the learning rate in another power; its square root was right before"
-        )
+    if source.layer_decay and not same_schedule:
+        lost.append("layer_decay: the angle of early layers follows another power of it")
     if after.optimizer.startswith("Muon") and source.opt != after_recipe.opt:
         shown = "x".join(str(size) for size in shape)
         lost.append(f"other shapes: the angle of {after.optimizer} depends on the shape; it is kept for {shown}")
