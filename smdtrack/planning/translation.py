@@ -87,7 +87,7 @@ def translate(recipe: Recipe, target: Target, shape: tuple[int, ...] = (64, 64, 
     else:
         after_recipe, after = _solve(changed, target, before, wanted, recipe, shape)
     exponents = schedule_exponent(recipe, shape), schedule_exponent(after_recipe, shape)
-    # LARC's angle does not follow the learning rate at all while its ratio is not clipped. No schedule translates to it.
+    # LARC's angle does not follow the learning rate while its ratio is not clipped: no schedule translates to that.
     after_recipe = _with_scaled_schedule(recipe, after_recipe, exponents[0] / exponents[1] if exponents[1] else 1.0)
     if recipe.batch_size is not None and target.batch_factor != 1:
         after_recipe = replace(after_recipe, batch_size=round(recipe.batch_size * target.batch_factor))
