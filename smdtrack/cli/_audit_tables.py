@@ -112,7 +112,10 @@ _EVIDENCE = (
     ("proposal", "what the gradients propose"),
     ("unused_deviation", "change of the outputs when all tensors without a gradient get other values"),
     ("changes", "change of the outputs when it alone is changed"),
-    ("group_deviation", f"change of the outputs when all invariant tensors are scaled at once (up to {DOUBLE.unchanged:.0e})"),
+    (
+        "group_deviation",
+        f"change of the outputs when all invariant tensors are scaled at once (up to {DOUBLE.unchanged:.0e})",
+    ),
     ("filter_deviation", "the same with a factor per filter"),
     (
         "constant_variance_cosine",
