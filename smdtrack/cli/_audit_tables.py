@@ -12,7 +12,7 @@ from rich.table import Table
 
 from smdtrack.cli._audit_work import Failure
 from smdtrack.invariance import VERDICTS, Audit, Weight
-from smdtrack.invariance.findings import INVARIANT_COSINE, RADIAL_COSINE, UNCHANGED, ZERO_ENERGY
+from smdtrack.invariance.evidence import INVARIANT_COSINE, RADIAL_COSINE, UNCHANGED, ZERO_ENERGY
 from smdtrack.names import did_you_mean, stage_of
 from smdtrack.notices import SmdtrackError
 
@@ -43,7 +43,7 @@ def _share(weights: Sequence[Weight], total: int) -> float:
 
 
 def headline(audit: Audit) -> str:
-    """One line on a whole model."""
+    """Returns one line about a whole model."""
     counts = Counter(weight.verdict for weight in audit.weights)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     share = _share(audit.weights, audit.parameters)
@@ -55,7 +55,7 @@ def headline(audit: Audit) -> str:
 
 
 def print_stages(console: Console, audit: Audit) -> None:
-    """A row per stage."""
+    """Prints one row per stage."""
     title = f"{escape(audit.model)}: scale-invariant parameters by stage"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
@@ -81,7 +81,7 @@ def print_stages(console: Console, audit: Audit) -> None:
 
 
 def print_weights(console: Console, audit: Audit, verdicts: Sequence[str]) -> None:
-    """A row per tensor with one of the verdicts, in the order of the stages."""
+    """Prints one row per tensor that has one of the verdicts, in the order of the stages."""
     if not any(weight.verdict in verdicts for weight in audit.weights):
         console.print(f"{audit.model} has no tensor that is {' or '.join(verdicts)}", markup=False)
         console.print(headline(audit), markup=False, highlight=False, soft_wrap=True)
@@ -101,30 +101,33 @@ def print_weights(console: Console, audit: Audit, verdicts: Sequence[str]) -> No
     console.print(headline(audit), markup=False, highlight=False, soft_wrap=True)
 
 
-_RUNGS = (
+_EVIDENCE = (
     (
         "cosines",
         "gradient at two generic points: |<w, g>| / (||w|| ||g||)"
         f" (invariant below {INVARIANT_COSINE:.0e}, not above {RADIAL_COSINE:.0e})",
     ),
     ("energy", f"||w|| ||g|| relative to the largest of all tensors (no gradient below {ZERO_ENERGY:.0e})"),
-    ("slices", "the same cosine for the worst slice along a dimension"),
-    ("proposed", "what the gradients propose"),
-    ("unused_deviation", "change of the outputs when all silent tensors get other values"),
-    ("alone", "change of the outputs when it alone is changed"),
+    ("slice_cosines", "the same cosine for the worst slice along a dimension"),
+    ("proposal", "what the gradients propose"),
+    ("unused_deviation", "change of the outputs when all tensors without a gradient get other values"),
+    ("changes", "change of the outputs when it alone is changed"),
     ("group_deviation", f"change of the outputs when all invariant tensors are scaled at once (up to {UNCHANGED:.0e})"),
     ("filter_deviation", "the same with a factor per filter"),
-    ("frozen_cosine", "cosine with the variance of batch norm held constant (small if something else is the cause)"),
-    ("frozen_energy", "||w|| ||g|| then"),
-    ("straight_through", "autograd's radial derivative is not that of the function"),
+    (
+        "constant_variance_cosine",
+        "cosine with the variance of batch norm held constant (small if batch norm is not the cause)",
+    ),
+    ("constant_variance_energy", "||w|| ||g|| then"),
+    ("gradient_is_wrong", "autograd's radial derivative is not the derivative of the function"),
 )
 
 
 def found_weight(audit: Audit, name: str) -> Weight:
-    """The record of one parameter.
+    """Returns the record of one parameter.
 
     Raises:
-        SmdtrackError: There is none of that name; the message has near names.
+        SmdtrackError: No parameter has that name; the message lists similar names.
     """
     names = [weight.name for weight in audit.weights]
     if name not in names:
@@ -134,15 +137,15 @@ def found_weight(audit: Audit, name: str) -> Weight:
 
 
 def print_evidence(console: Console, weight: Weight) -> None:
-    """The numbers of each rung for one tensor."""
+    """Prints the evidence for one tensor."""
     said = [weight.verdict, f"by {weight.cause}" if weight.cause else "", f"({weight.norm})" if weight.norm else ""]
     scope = f"per filter along dim {weight.filter_dim}" if weight.scope == "filter" else ""
     scope = "only as a whole" if weight.scope == "tensor" else scope
     heading = f"{weight.name} {list(weight.shape)}: {' '.join(filter(None, [*said, scope]))}"
     console.print(heading, markup=False, soft_wrap=True)
-    for key, meaning in _RUNGS:
+    for key, meaning in _EVIDENCE:
         value = weight.evidence.get(key)
-        if value is not None and value != {}:
+        if value is not None and value is not False and value != {}:
             console.print(f"  {meaning}: {_plain(value)}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -157,7 +160,7 @@ def _plain(value: object) -> str:
 
 
 def csv_done(path: Path) -> set[str]:
-    """Models that a CSV file has a row for; writes the header of a new one.
+    """Returns the models that a CSV file has a row for; writes the header of a new file.
 
     Raises:
         SmdtrackError: The file is something else, or cannot be written.

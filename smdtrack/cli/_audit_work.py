@@ -1,4 +1,4 @@
-"""Auditing timm models by name: one here, many in a worker that may die without taking the command along."""
+"""Audits timm models by name: one in this process, several in a worker process, whose death the command survives."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from smdtrack.notices import SmdtrackError, reason_of
 
 @dataclass(frozen=True)
 class Request:
-    """What to audit, in words that can be sent to another process."""
+    """Name and options of one audit, which can be sent to another process."""
 
     name: str
     pretrained: bool = False
@@ -41,7 +41,7 @@ def audited(request: Request) -> Audit:
     """Builds and audits one model.
 
     Raises:
-        SmdtrackError: In one line: unknown, too large, a checkpoint or an input that does not fit.
+        SmdtrackError: The model is unknown or too large, or a checkpoint or an input does not fit it.
     """
     import torch
 
@@ -71,7 +71,7 @@ def audited(request: Request) -> Audit:
 
 
 def _attempt(request: Request) -> Audit | Failure:
-    """`audited`, with whatever goes wrong as a value."""
+    """Returns the audit of one model, or a `Failure` if anything goes wrong."""
     try:
         return audited(request)
     except Exception as error:
@@ -81,21 +81,21 @@ def _attempt(request: Request) -> Audit | Failure:
 
 
 def return_memory() -> None:
-    """Gives what the last model took back to the system, which glibc keeps: the next one is measured against it."""
+    """Returns freed memory to the system: glibc keeps it otherwise, and the next model would seem not to fit."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _be_the_first_to_go() -> None:
-    """Offers the worker to the kernel before any other process when memory runs out, and ends it with its parent."""
+def _prepare_worker() -> None:
+    """Prepares a worker: if memory runs out the kernel ends it first, and it ends together with its parent."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
 def _end_with_the_parent() -> None:
-    """A command that is killed cannot tell its worker, which would go on with a large model for minutes."""
+    """Ends the worker when its parent is gone: a killed command cannot tell it, and a large model takes minutes."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -103,12 +103,12 @@ def _end_with_the_parent() -> None:
 
 
 def audited_all(requests: Iterable[Request]) -> Iterator[Audit | Failure]:
-    """Audits one model after another in a worker process, starting a new one when it dies."""
+    """Audits one model after another in a worker process, and starts a new worker if one dies."""
     pool: ProcessPoolExecutor | None = None
     try:
         for request in requests:
             if pool is None:
-                pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_the_first_to_go)
+                pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare_worker)
             try:
                 yield pool.submit(_attempt, request).result()
             except BrokenProcessPool:

@@ -1,4 +1,4 @@
-"""A plan as text: the line, the table of stages, a small plot, warnings and advice, as wide as the terminal."""
+"""A plan as text for the terminal: the line, a table of the stages, a small plot, problems and suggested changes."""
 
 import math
 import re
@@ -12,17 +12,20 @@ from rich.text import Text
 from smdtrack.planning.plan import Plan
 from smdtrack.planning.stages import Stage
 
+#: Rows of the plot.
 HEIGHT = 12
-#: Wider than this nothing gets any clearer.
+#: Columns of text and plot at most.
 WIDEST = 110
+#: Columns to the left of the plot, for the labels of its axis.
 _MARGIN = 11
-#: Decades that the plot shows at most: a schedule that ends at 0 would flatten everything else.
+#: Decades that the plot shows at most. A schedule that ends at 0 would otherwise flatten everything else.
 _DECADES = 2.0
+#: Columns of the label in front of each value.
 _LABEL = 18
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Prints the line, the stages, the plot, warnings and advice."""
+    """Prints a plan, at most 110 columns wide."""
     width = min(console.width, WIDEST)
     peak = plan.peak
     console.print(Text(f"{peak.optimizer}: {peak.kind}", style="bold"))
@@ -47,23 +50,27 @@ def show(plan: Plan, console: Console) -> None:
         epochs, steps = plan.stages[-1].last_epoch, plan.curve[-1][0]
         console.print(Text(f"angular update in rad per step, over {epochs:g} epochs ({steps:,} steps)"))
         console.print(_coloured(plot(plan.curve, epochs, width - _MARGIN - 1)))
-        console.print(Text(" " * _MARGIN + "- line at equilibrium   o predicted, where it hides the line: on it"))
+        console.print(Text(" " * _MARGIN + "- equilibrium line   o predicted (drawn over the line)"))
         console.print(
-            Text(" " * _MARGIN + "(gradients of constant effective size, from the norm of --start-norm)", style="dim")
+            Text(" " * _MARGIN + "(assumes gradients of constant effective size, from --start-norm on)", style="dim")
         )
-    if plan.warnings or plan.advice:
+    if plan.problems or plan.changes:
         console.print()
-    for warning in plan.warnings:
-        console.print(Text(wrapped("warning: ", warning, width), style="yellow"))
-    for advice in plan.advice:
-        console.print(Text(wrapped("to change it: ", advice, width)))
+    for problem in plan.problems:
+        console.print(Text(wrapped("warning: ", problem, width), style="yellow"))
+    for change in plan.changes:
+        console.print(Text(wrapped("to change it: ", change, width)))
 
 
 def wrapped(label: str, text: str, width: int) -> str:
-    """A paragraph behind its label, hanging; what stands in backticks is kept in one line and can be copied."""
-    kept = re.sub(r"`([^`]*)`", lambda code: code[1].replace(" ", "\0"), text)
+    """Returns a label and a paragraph, further lines indented. Code in backticks stays on one line, to be copied."""
+    unbroken = re.sub(r"`([^`]*)`", lambda code: code[1].replace(" ", "\0"), text)
     lines = textwrap.wrap(
-        label + kept, width, subsequent_indent=" " * min(len(label), 18), break_long_words=False, break_on_hyphens=False
+        label + unbroken,
+        width,
+        subsequent_indent=" " * min(len(label), 18),
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return "\n".join(lines).replace("\0", " ")
 
@@ -90,14 +97,14 @@ def _table(plan: Plan, *, tight: bool) -> Table:
         "equi-\nlibrium",
     )
     rows = [_row(stage) for stage in plan.stages]
-    # Where theory says nothing before the training only the schedule is left.
-    told = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
-    for place in told:
-        left = place < 3 or place == len(columns) - 1
-        title = columns[place] if len(told) > 3 else columns[place].strip()
+    # A column without any value is left out. Without a line only the schedule remains.
+    filled = [column for column in range(len(columns)) if any(row[column] != "-" for row in rows)]
+    for column in filled:
+        left = column < 3 or column == len(columns) - 1
+        title = columns[column] if len(filled) > 3 else columns[column].strip()
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(row[place] for place in told))
+        table.add_row(*(row[column] for column in filled))
     return table
 
 
@@ -124,7 +131,7 @@ def _verdict(stage: Stage) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """Short enough for a column: 0.0123, 1.23e-4, and ~0 at the end of a cosine."""
+    """Returns a number in few characters: 0.0123, 1.23e-4, and ~0 for the last step of a cosine."""
     if value is None:
         return "-"
     if 0 < value < 1e-8:
@@ -143,13 +150,13 @@ def _coloured(drawn: str) -> Text:
 
 
 def plot(curve: Sequence[tuple[int, float, float]], epochs: float, width: int = 64, height: int = HEIGHT) -> str:
-    """Line and predicted angle over the run, logarithmic in the angle.
+    """Returns a plot of the line (-) and the predicted angle (o) over the run. The angle's axis is logarithmic.
 
     Args:
-        curve: (step, line, predicted) in order of steps.
-        epochs: at the last of them.
+        curve: (step, line, predicted angle) in order of steps.
+        epochs: number of epochs at the last step.
         width: of the plot, in characters.
-        height: in rows.
+        height: of the plot, in rows.
     """
     steps = curve[-1][0]
     values = [value for _, line, angle in curve for value in (line, angle) if value > 0 and math.isfinite(value)]
@@ -161,12 +168,12 @@ def plot(curve: Sequence[tuple[int, float, float]], epochs: float, width: int = 
         low = high / 1.2
     span = math.log(high / low)
     rows = [[" "] * width for _ in range(height)]
-    at = 0
+    index = 0
     for column in range(width):
         step = (column + 0.5) / width * steps
-        while at < len(curve) - 1 and curve[at][0] < step:
-            at += 1
-        for mark, value in (("-", curve[at][1]), ("o", curve[at][2])):
+        while index < len(curve) - 1 and curve[index][0] < step:
+            index += 1
+        for mark, value in (("-", curve[index][1]), ("o", curve[index][2])):
             if value >= low * 0.999:
                 rows[min(max(round((height - 1) * math.log(high / value) / span), 0), height - 1)][column] = mark
     labels = [""] * height
@@ -177,7 +184,7 @@ def plot(curve: Sequence[tuple[int, float, float]], epochs: float, width: int = 
 
 
 def _axis(epochs: float, width: int) -> list[str]:
-    """The axis, with its quarters in epochs."""
+    """Returns the horizontal axis and its labels, in epochs, at every quarter."""
     ticks, names = ["-"] * width, [" "] * (width + 1)
     for quarter in range(5):
         name = f"{epochs * quarter / 4:g}"

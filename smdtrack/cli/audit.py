@@ -15,18 +15,33 @@ from smdtrack.cli._audit_work import Failure, Request, audited, audited_all
 from smdtrack.cli._zoo import checked_device, model_names, read_checkpoint
 from smdtrack.invariance import VERDICTS, Audit
 
+#: Columns of a table in a file or a pipe.
+_PIPE_WIDTH = 1000
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--checkpoint", metavar="FILE", help="Weights to load: safetensors, or a state dict (weights only).")
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    help="Weights to load: safetensors, or a PyTorch checkpoint.",
+)
 @click.option("--pretrained", is_flag=True, help="Load timm's pretrained weights.")
-@click.option("--input-size", type=click.IntRange(1), nargs=3, metavar="C H W", help="Input size, else found.")
+@click.option(
+    "--input-size",
+    type=click.IntRange(1),
+    nargs=3,
+    metavar="C H W",
+    help="Input size; by default usual sizes are tried.",
+)
 @click.option("--num-classes", type=click.IntRange(0), help="Size of the classifier.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document; a list for several models.")
-@click.option("--csv", "csv_file", metavar="FILE", help="Append a row per model, skipping models it has.")
-@click.option("--verdict", "verdicts", type=click.Choice(VERDICTS), multiple=True, help="List these tensors.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Append one row per model; skip models that have a row.")
+@click.option(
+    "--verdict", "verdicts", type=click.Choice(VERDICTS), multiple=True, help="List tensors with this verdict."
+)
 @click.option("--explain", "explained", metavar="NAME", multiple=True, help="Show the evidence for one parameter.")
 def command(
     models: tuple[str, ...],
@@ -43,8 +58,9 @@ def command(
 ) -> None:
     """Decide for every parameter of timm models whether it is scale-invariant.
 
-    A parameter is `invariant` if scaling it leaves the function unchanged, `degenerate` if it is so but has no
-    direction to turn in (a filter with one tap), `unused` if nothing depends on it, and `sensitive` otherwise.
+    A parameter is `invariant` if scaling it by a positive factor leaves the function unchanged. It is `degenerate` if
+    only the signs of its elements matter (a filter with one tap), `unused` if the output does not depend on it, and
+    `sensitive` otherwise.
 
     \b
     Examples:
@@ -57,7 +73,7 @@ def command(
     checked_device(device)
     several = len(names) > 1 or any(sign in pattern for pattern in models for sign in "*?[")
     if several and (checkpoint or explained):
-        raise click.UsageError(f"--checkpoint and --explain go with one model, not with {len(names)}.")
+        raise click.UsageError(f"--checkpoint and --explain take one model, not {len(names)}.")
     if checkpoint is not None:
         read_checkpoint(checkpoint)
     requests = [Request(name, pretrained, checkpoint, num_classes, input_size or None, device, seed) for name in names]
@@ -79,7 +95,7 @@ def command(
 
 
 def _several(requests: Sequence[Request], csv_file: Path | None, quiet: bool) -> list[Audit | Failure]:
-    """Audits model after model, with a line for each; those in the CSV file already are passed over."""
+    """Audits one model after another and prints a line for each; skips models that the CSV file already has."""
     done = tables.csv_done(csv_file) if csv_file is not None else set()
     waiting = [request for request in requests if request.name not in done]
     if len(waiting) < len(requests):
@@ -106,7 +122,7 @@ def _stderr() -> Console:
 
 
 def _progress() -> Progress:
-    """A bar on the terminal, none in a file or a pipe; gone when it is done."""
+    """Returns a progress bar that is shown on a terminal only and erased at the end."""
     console = _stderr()
     name = TextColumn("{task.fields[name]}")
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), name)
@@ -121,7 +137,7 @@ def _progress() -> Progress:
 
 
 def _say(progress: Progress, line: str, err: bool) -> None:
-    """Prints a line above the bar where both are on one terminal, else to its stream."""
+    """Prints a line: above the progress bar if both are on one terminal, else to stdout or stderr."""
     if not progress.disable and (err or sys.stdout.isatty()):
         progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
@@ -140,7 +156,8 @@ def _document(result: Audit | Failure, verdicts: Sequence[str]) -> dict[str, Any
 def _print(
     results: Sequence[Audit | Failure], several: bool, verdicts: Sequence[str], explained: Sequence[str]
 ) -> None:
-    console = Console()
+    # Rich folds to 80 columns in a file or a pipe; there, names must stay whole.
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     for result in results:
         if isinstance(result, Failure):
             continue

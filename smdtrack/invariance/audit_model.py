@@ -1,8 +1,8 @@
-"""The evidence ladder: which parameters leave the function unchanged when they are scaled.
+"""The audit: decides for every parameter whether scaling it leaves the function unchanged.
 
-Structural invariance, `f(k w) = f(w)` for all `k > 0` at every value of the other parameters, is tested where it can be
-seen: on a float64 copy without eps and noise, at a generic point. Gradients propose (a radial derivative is the
-proof of its opposite), forward passes certify.
+A parameter `w` is scale-invariant if `f(k w) = f(w)` for all `k > 0` at every value of the other parameters. This is
+tested on a float64 copy without eps and noise, at generic points. A gradient with a radial part proves that a parameter
+is not invariant. One without proposes that it is, and forward passes with scaled parameters confirm it.
 """
 
 import time
@@ -13,21 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smdtrack.invariance.causes import attribute, freeze_batch_variance
-from smdtrack.invariance.certificates import asleep, certify, settle_doubtful, settle_silent
-from smdtrack.invariance.findings import ZERO_ENERGY, Finding
-from smdtrack.invariance.gradient_evidence import move_on, one_more_draw, propose, two_draws
-from smdtrack.invariance.inputs import Feed, candidate_feeds, feed_of_example, feed_of_size, larger
+from smdtrack.invariance.causes import attribute, hold_batch_variance_constant
+from smdtrack.invariance.evidence import ZERO_ENERGY, ParameterEvidence
+from smdtrack.invariance.functional_tests import certify, decide_unclear, decide_without_gradient, inactive_parameters
+from smdtrack.invariance.gradient_check import check_gradients
+from smdtrack.invariance.gradient_evidence import (
+    gradients_at_one_more_point,
+    gradients_at_two_points,
+    outputs_at_one_more_point,
+    propose,
+)
+from smdtrack.invariance.inputs import (
+    InputTemplate,
+    candidate_templates,
+    larger,
+    template_of_example,
+    template_of_size,
+)
 from smdtrack.invariance.isolation import isolated
-from smdtrack.invariance.private_copy import neutralise, private_copy, set_training_mode, unwrapped
-from smdtrack.invariance.quick_scan import nothing_normalises
+from smdtrack.invariance.module_scan import has_no_normalisation
+from smdtrack.invariance.private_copy import private_copy, remove_noise_and_eps, set_training_mode, unwrapped
 from smdtrack.invariance.results import Audit, Weight
-from smdtrack.invariance.straight_through import check_gradients
-from smdtrack.invariance.trial_model import Bench
+from smdtrack.invariance.trial_model import TrialModel
 from smdtrack.notices import SmdtrackError
 
-#: Points tried beyond two where a part of the network sleeps.
-MORE_DRAWS = 6
+#: Points tried beyond two while a part of the network is inactive.
+MORE_POINTS = 6
 
 
 def audit(
@@ -41,21 +52,20 @@ def audit(
 ) -> Audit:
     """Decides for every parameter of a model whether it is scale-invariant, and why.
 
-    The model is copied to float64 (about 32 bytes per parameter); its values, gradients, buffers, mode, hooks and the
-    random states of the process are as before when the function returns. The decision is made for the model as it
-    trains: modules keep their own training flag, unless the whole model is in eval mode, which is then put
-    into training mode in the copy. Wrappers of `torch.compile` and data parallelism are looked through; the
-    names stay those of `model.named_parameters()`.
+    The audit runs a float64 copy of the model (about 32 bytes per parameter). The model itself stays as it is, and so
+    do the random states of the process. The decision holds for the model as it trains: modules keep their own training
+    flag, but a model that is wholly in eval mode is put into training mode in the copy. Models wrapped by
+    `torch.compile` or for data parallelism are unwrapped; the names stay those of `model.named_parameters()`.
 
     Args:
         model: Any module whose forward returns floating tensors, in whatever containers.
-        example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, the first dimension of
-            the tensors being the batch; only shapes, ranges and integer values are used. Found by trying when neither
-            it nor `input_size` is given.
+        example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments. The first dimension of
+            the tensors is the batch. Only shapes, ranges and integer values are used. If neither it nor `input_size` is
+            given, usual sizes are tried.
         input_size: Shape of the input without the batch dimension, instead of an example.
-        seed: Seeds the draws of points, batches and losses.
-        name: What to call the model in the result; its class by default.
-        device: Where to compute; by default where the first parameter is.
+        seed: Seed of the random points, batches and losses.
+        name: Name of the model in the result; its class by default.
+        device: Where to compute; by default the device of the first parameter.
 
     Raises:
         SmdtrackError: No input is known that the model takes, or it cannot be copied or run.
@@ -67,28 +77,28 @@ def audit(
     place = _place(core, device)
     if example_input is not None and input_size is not None:
         raise SmdtrackError("give example_input or input_size, not both")
-    feeds: Iterable[Feed]
+    templates: Iterable[InputTemplate]
     if example_input is not None:
-        feeds = [feed_of_example(example_input)]
+        templates = [template_of_example(example_input)]
     elif input_size is not None:
-        feeds = [feed_of_size(input_size)]
+        templates = [template_of_size(input_size)]
     else:
-        feeds = candidate_feeds(core)
-    if not names or nothing_normalises(core):
+        templates = candidate_templates(core)
+    if not names or has_no_normalisation(core):
         weights = tuple(Weight(key, tuple(value.shape), "sensitive") for key, value in names.items())
         return _summed_up(title, None, {"tensor": None, "filter": None}, weights, started)
     with isolated(place):
         duplicate, copies = private_copy(core, place)
         set_training_mode(duplicate)
-        neutralise(duplicate)
-        bench = Bench(duplicate, {key: copies[id(value)] for key, value in names.items()}, place, seed)
-        feed, findings, certificate = _climbed(bench, feeds, title)
-        bigger = larger(feed)
-        if bigger is not None and any(_blind_to_taps(bench, key, finding) for key, finding in findings.items()):
+        remove_noise_and_eps(duplicate)
+        trial = TrialModel(duplicate, {key: copies[id(value)] for key, value in names.items()}, place, seed)
+        template, evidence, certificate = _decide(trial, templates, title)
+        bigger = larger(template)
+        if bigger is not None and any(_saw_one_tap(trial, key, known) for key, known in evidence.items()):
             with suppress(SmdtrackError):
-                feed, findings, certificate = _climbed(bench, [bigger], title)
-    weights = tuple(_weight(key, value, findings[key]) for key, value in names.items())
-    return _summed_up(title, feed.input_size, certificate, weights, started)
+                template, evidence, certificate = _decide(trial, [bigger], title)
+    weights = tuple(_weight(key, value, evidence[key]) for key, value in names.items())
+    return _summed_up(title, template.input_size, certificate, weights, started)
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -112,52 +122,44 @@ def _summed_up(
     return Audit(title, input_size, total, invariant, seconds, certificate, weights)
 
 
-def _weight(name: str, parameter: Tensor, finding: Finding) -> Weight:
-    verdict = finding.verdict or "sensitive"
-    cosine = finding.cosine if finding.energy > ZERO_ENERGY else None
-    evidence = {
-        "cosines": [reading.cosine for reading in finding.readings],
-        "energy": finding.energy,
-        "slices": {str(dim): value for dim, value in finding.readings[-1].slices.items()} if finding.readings else {},
-        **finding.evidence,
-    }
+def _weight(name: str, parameter: Tensor, known: ParameterEvidence) -> Weight:
     return Weight(
         name,
         tuple(parameter.shape),
-        verdict,
-        finding.cause,
-        finding.norm,
-        finding.scope,
-        finding.filter_dim,
-        cosine,
-        evidence,
+        known.verdict or "sensitive",
+        known.cause,
+        known.norm,
+        known.scope,
+        known.filter_dim,
+        cosine=known.cosine if known.energy > ZERO_ENERGY else None,
+        evidence=known.numbers(),
     )
 
 
-def _blind_to_taps(bench: Bench, name: str, finding: Finding) -> bool:
-    """A spatial kernel of which only one tap could be seen: the input was too small to judge it."""
-    shape = bench.parameters[name].shape
-    return finding.verdict == "degenerate" and len(shape) > 2 and any(extent > 1 for extent in shape[2:])
+def _saw_one_tap(trial: TrialModel, name: str, known: ParameterEvidence) -> bool:
+    """Whether the input was so small that only one tap of a spatial kernel met anything but padding."""
+    shape = trial.parameters[name].shape
+    return known.verdict == "degenerate" and len(shape) > 2 and any(extent > 1 for extent in shape[2:])
 
 
-def _climbed(
-    bench: Bench, feeds: Iterable[Feed], title: str
-) -> tuple[Feed, dict[str, Finding], dict[str, float | None]]:
-    """Climbs all rungs with the first feed that the model takes."""
-    draws, findings = two_draws(bench, feeds, title)
-    for more in reversed(range(MORE_DRAWS + 1)):
-        propose(findings)
-        frozen = freeze_batch_variance(bench, findings)
-        base, _ = bench.before()
-        sleeping = asleep(bench, base, findings) if more else []
-        if not sleeping:
+def _decide(
+    trial: TrialModel, templates: Iterable[InputTemplate], title: str
+) -> tuple[InputTemplate, dict[str, ParameterEvidence], dict[str, float | None]]:
+    """Runs the whole procedure with the first input that the model takes."""
+    settings, evidence = gradients_at_two_points(trial, templates, title)
+    for more in reversed(range(MORE_POINTS + 1)):
+        propose(evidence)
+        batch_norm = hold_batch_variance_constant(trial, evidence)
+        base, _ = trial.before()
+        inactive = inactive_parameters(trial, base, evidence) if more else []
+        if not inactive:
             break
-        bench.stir(sleeping)
-        one_more_draw(bench, draws, findings)
-    settle_silent(bench, base, findings)
-    settle_doubtful(bench, base, findings)
-    check_gradients(bench, findings)
-    certificate = certify(bench, move_on(bench, draws), findings)
-    attribute(bench, findings, frozen)
-    bench.release()
-    return draws.feed, findings, certificate
+        trial.redraw(inactive)
+        gradients_at_one_more_point(trial, settings, evidence)
+    decide_without_gradient(trial, base, evidence)
+    decide_unclear(trial, base, evidence)
+    check_gradients(trial, evidence)
+    certificate = certify(trial, outputs_at_one_more_point(trial, settings), evidence)
+    attribute(trial, evidence, batch_norm)
+    trial.drop_gradients()
+    return settings.template, evidence, certificate

@@ -1,57 +1,59 @@
-"""Rung 6: what makes a weight invariant, and which normalisation answers for it."""
+"""What makes a parameter invariant, and which normalisation module accounts for it."""
 
 from collections.abc import Iterable
 
-from smdtrack.invariance.attribution import FrozenVariance, responsible
-from smdtrack.invariance.findings import INVARIANT_COSINE, ZERO_ENERGY, Finding
-from smdtrack.invariance.trial_model import Bench
+from smdtrack.invariance.constant_variance import ConstantVariance, responsible_module
+from smdtrack.invariance.evidence import INVARIANT_COSINE, ZERO_ENERGY, ParameterEvidence, Proposal
+from smdtrack.invariance.gradient_statistics import radial_derivatives
+from smdtrack.invariance.trial_model import TrialModel
 
 
-def freeze_batch_variance(bench: Bench, findings: dict[str, Finding]) -> FrozenVariance:
-    """Rung 6, run early because it also tells tensors that batch norm silences from those that nothing reads."""
-    mode = FrozenVariance()
-    with mode.watching(bench.model):
-        bench.backward(mode)
-    readings = {name: bench.reading(name) for name in findings}
-    most = max(reading.energy for reading in readings.values())
-    for name, finding in findings.items():
-        finding.evidence["frozen_cosine"] = readings[name].cosine
-        finding.evidence["frozen_energy"] = readings[name].energy / most if most > 0 else 0.0
-        if finding.evidence["proposed"] != "sensitive":
-            finding.radial = bench.radial_derivatives(name, finding.filter_dims)
+def hold_batch_variance_constant(trial: TrialModel, evidence: dict[str, ParameterEvidence]) -> ConstantVariance:
+    """Runs one backward pass in which batch norm's variance is a constant, and notes what each parameter shows.
+
+    It runs before the decisions because it also tells parameters that batch norm silences from unused ones.
+    """
+    mode = ConstantVariance()
+    with mode.following(trial.model):
+        trial.backward(mode)
+    statistics = {name: trial.statistics(name) for name in evidence}
+    largest = max(entry.energy for entry in statistics.values())
+    for name, known in evidence.items():
+        known.constant_variance_cosine = statistics[name].cosine
+        known.constant_variance_energy = statistics[name].energy / largest if largest > 0 else 0.0
+        if known.proposal is not Proposal.SENSITIVE:
+            known.radial = radial_derivatives(trial.parameters[name], known.filter_dims)
     # The forward passes that follow keep copies of the weights: gradients beside them would be the peak of memory.
-    bench.release()
+    trial.drop_gradients()
     return mode
 
 
-def attribute(bench: Bench, findings: dict[str, Finding], frozen: FrozenVariance) -> None:
-    """Rung 6: with the variance of batch norm held constant, what batch norm made invariant is so no more."""
-    caused = {name: finding for name, finding in findings.items() if finding.verdict in ("invariant", "degenerate")}
-    for finding in caused.values():
-        radial = finding.evidence["frozen_cosine"] > INVARIANT_COSINE
-        by_batch = radial and finding.evidence["frozen_energy"] > ZERO_ENERGY
-        finding.cause = "batch_norm" if by_batch and "straight_through" not in finding.evidence else "other"
-    _name_norms([finding for finding in caused.values() if finding.cause == "batch_norm"], frozen)
-    others = {
-        key: value
-        for key, value in caused.items()
-        if value.cause == "other" and "straight_through" not in value.evidence
-    }
+def attribute(trial: TrialModel, evidence: dict[str, ParameterEvidence], batch_norm: ConstantVariance) -> None:
+    """Sets cause and responsible module of the invariant and degenerate parameters.
+
+    With the variance of batch norm held constant, a parameter that batch norm made invariant gets a radial derivative.
+    """
+    scale_free = [known for known in evidence.values() if known.verdict in ("invariant", "degenerate")]
+    for known in scale_free:
+        radial = known.constant_variance_cosine > INVARIANT_COSINE and known.constant_variance_energy > ZERO_ENERGY
+        known.cause = "batch_norm" if radial and not known.gradient_is_wrong else "other"
+    _set_norms([known for known in scale_free if known.cause == "batch_norm"], batch_norm)
+    others = {name: known for name, known in evidence.items() if known.cause == "other" and not known.gradient_is_wrong}
     if others:
-        mode = FrozenVariance(everything=True)
-        with mode.watching(bench.model):
-            bench.backward(mode)
-        for name, finding in others.items():
-            finding.radial = bench.radial_derivatives(name, finding.filter_dims)
-        bench.release()
-        _name_norms(others.values(), mode)
+        mode = ConstantVariance(every_norm=True)
+        with mode.following(trial.model):
+            trial.backward(mode)
+        for name, known in others.items():
+            known.radial = radial_derivatives(trial.parameters[name], known.filter_dims)
+        trial.drop_gradients()
+        _set_norms(others.values(), mode)
 
 
-def _name_norms(findings: Iterable[Finding], mode: FrozenVariance) -> None:
-    for finding in findings:
-        if finding.radial is None:
+def _set_norms(parameters: Iterable[ParameterEvidence], mode: ConstantVariance) -> None:
+    for known in parameters:
+        if known.radial is None:
             continue
-        by_filter = finding.filter_dim is not None or finding.verdict == "degenerate"
-        radial = finding.radial.by_slice[finding.filter_dim or 0] if by_filter else finding.radial.whole
-        if float(radial.abs().sum()) > INVARIANT_COSINE * finding.radial.energy:
-            finding.norm = responsible(radial, mode.signatures)
+        by_filter = known.filter_dim is not None or known.verdict == "degenerate"
+        radial = known.radial.by_slice[known.filter_dim or 0] if by_filter else known.radial.whole
+        if float(radial.abs().sum()) > INVARIANT_COSINE * known.radial.energy:
+            known.norm = responsible_module(radial, mode.derivatives)

@@ -1,16 +1,16 @@
-"""What batch norm's eps leaves of a radial derivative, so that a live check can subtract it.
+"""The radial derivative that batch norm's eps leaves, for a live check to subtract.
 
-Batch norm divides by `sqrt(var + eps)`, not by `sqrt(var)`, so that a weight under it is not exactly scale-invariant.
-For `conv -> BN` the remainder is known per channel `c`:
+Batch norm divides by `sqrt(var + eps)`, not by `sqrt(var)`. So a weight in front of it is not exactly scale-invariant.
+For `conv -> BN` the remaining radial derivative is known per channel `c`:
 
     <w_c, g_c> = eps / (var_c + eps) * gamma_c * dL/dgamma_c
 
 Derived here: with `x_c = <w_c, patch> (+ bias)` and `y_c = gamma_c xhat_c + beta_c`, scaling `w_c` by `k` turns
 `xhat_c = (x_c - mean_c) / sqrt(var_c + eps)` into `k (x_c - mean_c) / sqrt(k^2 var_c + eps)`, whose derivative at `k
-= 1` is `xhat_c eps / (var_c + eps)`; and `dL/dgamma_c = sum <dL/dy_c, xhat_c>`. A bias of the convolution and what
-lies behind the batch norm do not enter. Summed over the channels it holds for a weight that is invariant only as a
-whole, too. Where `var_c` is of the order of eps (starnet) the remainder is several per cent of `||w|| ||g||`;
-subtracting it leaves float32 rounding.
+= 1` is `xhat_c eps / (var_c + eps)`; and `dL/dgamma_c = sum <dL/dy_c, xhat_c>`. A bias of the convolution and the
+layers after the batch norm do not enter. The sum over the channels holds for a weight that is invariant only as a
+whole. If `var_c` is of the order of eps (as in timm's starnet), the remainder is several per cent of `||w|| ||g||`;
+subtracting it leaves float32 rounding errors.
 
 Loss scaling, averaging over processes and clipping by the global norm multiply `g` and `dL/dgamma` alike and cancel;
 clipping by value or per filter (AGC) does not.
@@ -30,8 +30,8 @@ def batch_variance(before: Tensor, after: Tensor, kept: Tensor | float, count: i
     Args:
         before: `running_var` before the forward pass, shape (channels,).
         after: `running_var` after it.
-        kept: The share of `before` that is left in `after`, a number or (channels,); 1 gives nan: nothing was added.
-        count: Values per channel in the batch, batch x height x width; None takes it for large.
+        kept: Share of `before` that is left in `after`, a number or (channels,). 1 means no forward pass and gives nan.
+        count: Values per channel in the batch, batch x height x width; None means that it is large.
     """
     fresh = (after.double() - kept * before.double()) / (1 - (kept.double() if isinstance(kept, Tensor) else kept))
     return fresh if count is None else fresh * ((count - 1) / count)

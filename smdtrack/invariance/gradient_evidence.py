@@ -1,4 +1,4 @@
-"""Rungs 2 and 3: gradients at generic points, and what they propose."""
+"""Gradients at generic points, and what they propose."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,112 +6,129 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smdtrack.invariance.findings import (
+from smdtrack.invariance.evidence import (
     FAINT_ENERGY,
     FAINT_INVARIANT_ENERGY,
     INVARIANT_COSINE,
     RADIAL_COSINE,
     ZERO_ENERGY,
-    Finding,
+    ParameterEvidence,
+    Proposal,
 )
-from smdtrack.invariance.inputs import Feed
-from smdtrack.invariance.trial_model import Bench
+from smdtrack.invariance.inputs import InputTemplate
+from smdtrack.invariance.trial_model import TrialModel
 from smdtrack.notices import SmdtrackError, reason_of
 
-#: How far from initialisation the generic point lies; the next where the outputs are not finite.
+#: Relative distances of the generic point from the model's own values; the next is tried if outputs are not finite.
 AMPLITUDES = (0.3, 0.1, 0.02)
 NOT_FINITE = "the outputs are not finite"
 
 
 @dataclass(frozen=True)
-class Draws:
-    """How generic points and batches are drawn for one model."""
+class PointSettings:
+    """How generic points and batches are drawn for one model.
 
-    feed: Feed
+    Attributes:
+        template: The input.
+        amplitude: Relative distance of the points from the model's own values.
+        title: Name of the model in messages.
+    """
+
+    template: InputTemplate
     amplitude: float
     title: str
 
 
-def two_draws(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[Draws, dict[str, Finding]]:
-    """Rungs 2 and 3: gradients at two generic points, with two batches and two random linear losses."""
-    feed, amplitude = _first_that_runs(bench, feeds, title)
-    draws, findings = Draws(feed, amplitude, title), {name: Finding() for name in bench.parameters}
-    _read(bench, findings)
-    one_more_draw(bench, draws, findings)
-    return draws, findings
-
-
-def one_more_draw(bench: Bench, draws: Draws, findings: dict[str, Finding]) -> None:
-    """Gradients at one more point.
+def gradients_at_two_points(
+    trial: TrialModel, templates: Iterable[InputTemplate], title: str
+) -> tuple[PointSettings, dict[str, ParameterEvidence]]:
+    """Takes gradients at two generic points, with two batches and two random linear losses.
 
     Raises:
-        SmdtrackError: If the outputs are not finite there.
+        SmdtrackError: The model takes none of the inputs.
     """
-    bench.move_to_generic_point(draws.amplitude)
-    bench.draw_batch(draws.feed)
+    template, amplitude = _first_that_runs(trial, templates, title)
+    settings, evidence = PointSettings(template, amplitude, title), {n: ParameterEvidence() for n in trial.parameters}
+    _add_statistics(trial, evidence)
+    gradients_at_one_more_point(trial, settings, evidence)
+    return settings, evidence
+
+
+def gradients_at_one_more_point(
+    trial: TrialModel, settings: PointSettings, evidence: dict[str, ParameterEvidence]
+) -> None:
+    """Takes gradients at one more generic point.
+
+    Raises:
+        SmdtrackError: The outputs are not finite there.
+    """
+    trial.move_to_generic_point(settings.amplitude)
+    trial.draw_batch(settings.template)
     try:
-        bench.backward()
+        trial.backward()
     except FloatingPointError as error:
-        raise SmdtrackError(f"{draws.title}: {error}, at a generic point in float64") from error
-    _read(bench, findings)
+        raise SmdtrackError(f"{settings.title}: {error}, at a generic point in float64") from error
+    _add_statistics(trial, evidence)
 
 
-def _read(bench: Bench, findings: dict[str, Finding]) -> None:
-    readings = {name: bench.reading(name) for name in findings}
-    most = max(reading.energy for reading in readings.values())
-    for name, reading in readings.items():
-        findings[name].readings.append(reading)
-        findings[name].energy = max(findings[name].energy, reading.energy / most if most > 0 else 0.0)
+def _add_statistics(trial: TrialModel, evidence: dict[str, ParameterEvidence]) -> None:
+    statistics = {name: trial.statistics(name) for name in evidence}
+    largest = max(entry.energy for entry in statistics.values())
+    for name, entry in statistics.items():
+        evidence[name].gradients.append(entry)
+        evidence[name].energy = max(evidence[name].energy, entry.energy / largest if largest > 0 else 0.0)
 
 
-def move_on(bench: Bench, draws: Draws) -> Tensor:
-    """Goes to a point at which no gradient was taken, and returns the outputs there.
+def outputs_at_one_more_point(trial: TrialModel, settings: PointSettings) -> Tensor:
+    """Moves to a generic point at which no gradient was taken, and returns the outputs there.
 
     Raises:
-        SmdtrackError: If they are not finite.
+        SmdtrackError: The outputs are not finite there.
     """
-    bench.move_to_generic_point(draws.amplitude)
-    bench.draw_batch(draws.feed)
-    outputs = bench.values()
+    trial.move_to_generic_point(settings.amplitude)
+    trial.draw_batch(settings.template)
+    outputs = trial.values()
     if not bool(torch.isfinite(outputs).all()):
-        raise SmdtrackError(f"{draws.title}: {NOT_FINITE}, at a generic point in float64")
+        raise SmdtrackError(f"{settings.title}: {NOT_FINITE}, at a generic point in float64")
     return outputs
 
 
-def _first_that_runs(bench: Bench, feeds: Iterable[Feed], title: str) -> tuple[Feed, float]:
-    """The first input that the model takes, and how far from initialisation its outputs stay finite."""
-    tried: list[tuple[Feed, str]] = []
-    for feed in feeds:
+def _first_that_runs(trial: TrialModel, templates: Iterable[InputTemplate], title: str) -> tuple[InputTemplate, float]:
+    """Returns the first input that the model takes, and the largest amplitude at which its outputs are finite."""
+    tried: list[tuple[InputTemplate, str]] = []
+    for template in templates:
         for amplitude in AMPLITUDES:
-            reason = _reason_not_to_run(bench, feed, amplitude, title)
+            reason = _reason_not_to_run(trial, template, amplitude, title)
             if reason is None:
-                return feed, amplitude
-            tried.append((feed, reason))
+                return template, amplitude
+            tried.append((template, reason))
             if reason != NOT_FINITE:
                 break
     if not tried:
         raise SmdtrackError(f"{title}: nothing in it says what input it takes; give example_input or input_size")
-    feed, reason = tried[0]
-    if feed.found:
+    template, reason = tried[0]
+    if template.found:
         raise SmdtrackError(
             f"{title}: no input found that it takes; give example_input or input_size "
-            f"(tried {len(tried)}, first {feed.input_size}: {reason})"
+            f"(tried {len(tried)}, first {template.input_size}: {reason})"
         )
-    raise SmdtrackError(f"{title} does not take an input of size {feed.input_size}: {reason}")
+    raise SmdtrackError(f"{title} does not take an input of size {template.input_size}: {reason}")
 
 
-def _reason_not_to_run(bench: Bench, feed: Feed, amplitude: float, title: str) -> str | None:
+def _reason_not_to_run(trial: TrialModel, template: InputTemplate, amplitude: float, title: str) -> str | None:
     try:
-        bench.move_to_generic_point(amplitude)
-        bench.draw_batch(feed)
-        bench.backward()
+        trial.move_to_generic_point(amplitude)
+        trial.draw_batch(template)
+        trial.backward()
     except SmdtrackError:
         raise
     except FloatingPointError:
         return NOT_FINITE
     except Exception as error:
         if is_out_of_memory(error):
-            raise SmdtrackError(f"{title}: out of memory on {bench.device}, input size {feed.input_size}") from error
+            raise SmdtrackError(
+                f"{title}: out of memory on {trial.device}, input size {template.input_size}"
+            ) from error
         return reason_of(error)
     return None
 
@@ -126,18 +143,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def propose(findings: dict[str, Finding]) -> None:
-    """Rung 3: what the gradients say."""
-    for finding in findings.values():
-        if finding.energy <= ZERO_ENERGY:
-            finding.evidence["proposed"] = "silent"
-        # Of a one-tap filter that is nearly zero, the eps that is left shows as a faint radial gradient, and over many
-        # filters that may cancel.
-        elif finding.cosine < INVARIANT_COSINE and finding.energy <= FAINT_INVARIANT_ENERGY:
-            finding.evidence["proposed"] = "doubtful"
-        elif finding.cosine < INVARIANT_COSINE:
-            finding.evidence["proposed"] = finding.verdict = "invariant"
-        elif finding.cosine > RADIAL_COSINE and finding.energy > FAINT_ENERGY:
-            finding.evidence["proposed"] = finding.verdict = "sensitive"
+def propose(evidence: dict[str, ParameterEvidence]) -> None:
+    """Sets what the gradients propose for each parameter, and the verdict where they are clear."""
+    for known in evidence.values():
+        known.verdict = None
+        if known.energy <= ZERO_ENERGY:
+            known.proposal = Proposal.NO_GRADIENT
+        elif known.cosine < INVARIANT_COSINE and known.energy > FAINT_INVARIANT_ENERGY:
+            known.proposal, known.verdict = Proposal.INVARIANT, "invariant"
+        elif known.cosine > RADIAL_COSINE and known.energy > FAINT_ENERGY:
+            known.proposal, known.verdict = Proposal.SENSITIVE, "sensitive"
         else:
-            finding.evidence["proposed"] = "doubtful"
+            # Among others a filter of one tap near zero: what is left of eps shows as a faint radial gradient, and may
+            # cancel over many filters.
+            known.proposal = Proposal.UNCLEAR

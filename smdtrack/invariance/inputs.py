@@ -1,4 +1,4 @@
-"""Inputs for the audit: what a model takes, and random batches of it."""
+"""Inputs for the audit: which input a model takes, and random batches of it."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,19 +10,21 @@ from torch import Tensor, nn
 
 from smdtrack.notices import SmdtrackError
 
+#: Items in a batch. Batch norm on maps of one pixel has no gradient with 2 and raises with 1.
 BATCH = 4
-SIZES = (96, 64, 32, 28, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
+#: Heights and widths in pixels that are tried after those that the model's configuration names.
+_SIZES = (96, 64, 32, 28, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
 
 
 @dataclass(frozen=True)
-class Feed:
-    """A kind of input from which random batches are drawn.
+class InputTemplate:
+    """Shapes and example values of an input, from which random batches are drawn.
 
     Attributes:
-        args: Examples of the positional arguments; tensors are re-drawn, anything else is passed on as it is.
+        args: Examples of the positional arguments. Tensors get new values, anything else is passed on unchanged.
         kwargs: Examples of the keyword arguments.
         input_size: Shape of the first tensor without its batch dimension.
-        found: Whether the size was found by trying, and may be changed.
+        found: Whether the size was found by trying, so that another one may be tried.
     """
 
     args: tuple[Any, ...]
@@ -37,7 +39,7 @@ class Feed:
 
 
 def _redraw(value: Any, generator: torch.Generator, device: torch.device) -> Any:
-    """A fresh random value like the example: normal, uniform if never negative, integers among those in the example."""
+    """Returns random values like an example: normal, uniform if it is nowhere negative, integers out of the example."""
     if isinstance(value, Tensor):
         if value.dim() == 0:
             return value.detach().to(device, torch.float64 if value.is_floating_point() else value.dtype)
@@ -59,8 +61,12 @@ def _redraw(value: Any, generator: torch.Generator, device: torch.device) -> Any
     return value
 
 
-def feed_of_example(example: Any) -> Feed:
-    """The feed for an example that the user gave: a tensor, a tuple of positional or a dict of keyword arguments."""
+def template_of_example(example: Any) -> InputTemplate:
+    """Returns the template of a tensor, a tuple of positional arguments or a dict of keyword arguments.
+
+    Raises:
+        SmdtrackError: The example contains no tensor.
+    """
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(example, Mapping):
@@ -73,11 +79,11 @@ def feed_of_example(example: Any) -> Feed:
             f"example_input is {type(example).__name__} without a tensor; "
             "give a tensor, a tuple of positional arguments or a dict of keyword arguments"
         )
-    return Feed(args, kwargs, tuple(first.shape[1:]))
+    return InputTemplate(args, kwargs, tuple(first.shape[1:]))
 
 
-def feed_of_size(size: Sequence[int], *, found: bool = False) -> Feed:
-    """The feed of random tensors of one size, without the batch dimension.
+def template_of_size(size: Sequence[int], *, found: bool = False) -> InputTemplate:
+    """Returns the template of one random tensor; `size` is its shape without the batch dimension.
 
     Raises:
         SmdtrackError: The size is not a sequence of positive integers.
@@ -85,7 +91,7 @@ def feed_of_size(size: Sequence[int], *, found: bool = False) -> Feed:
     shape = tuple(size)
     if not shape or not all(isinstance(extent, int) and extent > 0 for extent in shape):
         raise SmdtrackError(f"input_size {size!r} is not a sequence of positive integers such as (3, 96, 96)")
-    return Feed((torch.empty((BATCH, *shape), device="meta"),), {}, shape, found)
+    return InputTemplate((torch.empty((BATCH, *shape), device="meta"),), {}, shape, found)
 
 
 def _pretrained_config(model: nn.Module) -> Mapping[str, Any]:
@@ -96,7 +102,7 @@ def _pretrained_config(model: nn.Module) -> Mapping[str, Any]:
 
 
 def _channel_choices(model: nn.Module, configured: int | None) -> list[int]:
-    """Input channels to try: of the module that timm calls the first convolution, of the first one found, 3, 1."""
+    """Returns input channels to try: of timm's `first_conv`, of the first convolution, of the configuration, 3, 1."""
     names = _pretrained_config(model).get("first_conv") or ()
     modules = dict(model.named_modules())
     names = (names,) if isinstance(names, str) else tuple(names)
@@ -113,7 +119,7 @@ def _channel_choices(model: nn.Module, configured: int | None) -> list[int]:
 
 
 def _size_choices(model: nn.Module) -> list[tuple[int, int]]:
-    """Heights and widths to try, the most promising first."""
+    """Returns heights and widths to try, the most likely first."""
     config = _pretrained_config(model)
     own = config.get("input_size")
     choices: list[tuple[int, int]] = []
@@ -133,38 +139,43 @@ def _size_choices(model: nn.Module) -> list[tuple[int, int]]:
     choices += [(96, 96)]
     if own:
         choices.append((own[1], own[2]))
-    choices += [(size, size) for size in SIZES]
+    choices += [(size, size) for size in _SIZES]
     return list(dict.fromkeys(choices))
 
 
-def candidate_feeds(model: nn.Module) -> Iterator[Feed]:
-    """Inputs that the model might take, when nobody said which."""
+def candidate_templates(model: nn.Module) -> Iterator[InputTemplate]:
+    """Yields inputs that the model may take, for a caller who named none."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     first = next((module for module in model.modules() if isinstance(module, kinds)), None)
     if isinstance(first, nn.Linear) and not _pretrained_config(model):
-        yield feed_of_size((first.in_features,), found=True)
-        yield feed_of_size((9, first.in_features), found=True)
+        yield template_of_size((first.in_features,), found=True)
+        yield template_of_size((9, first.in_features), found=True)
     if isinstance(first, (nn.Conv1d, nn.Conv3d)):
         spatial = 1 if isinstance(first, nn.Conv1d) else 3
         for length in (32, 16, 64, 96):
-            yield feed_of_size((first.in_channels, *(length,) * spatial), found=True)
+            yield template_of_size((first.in_channels, *(length,) * spatial), found=True)
     if _pretrained_config(model) or isinstance(first, nn.Conv2d):
         own = _pretrained_config(model).get("input_size")
         for index, channels in enumerate(_channel_choices(model, own[0] if own else None)):
             for size in _size_choices(model) if index == 0 else _size_choices(model)[:4]:
-                yield feed_of_size((channels, *size), found=True)
+                yield template_of_size((channels, *size), found=True)
 
 
-def larger(feed: Feed) -> Feed | None:
-    """The same kind of input at twice the size, where the size was found by trying."""
-    if not feed.found or feed.input_size is None or len(feed.input_size) != 3 or feed.input_size[1] > 256:
+def larger(template: InputTemplate) -> InputTemplate | None:
+    """Returns an image template of twice the size, or None if the size was given, is too large or is no image."""
+    if (
+        not template.found
+        or template.input_size is None
+        or len(template.input_size) != 3
+        or template.input_size[1] > 256
+    ):
         return None
-    channels, height, width = feed.input_size
-    return feed_of_size((channels, 2 * height, 2 * width), found=True)
+    channels, height, width = template.input_size
+    return template_of_size((channels, 2 * height, 2 * width), found=True)
 
 
 def reseed(seed: int) -> None:
-    """Makes what noise is left in a model the same in every forward pass."""
+    """Seeds every global random generator, so that noise inside a model is the same in every forward pass."""
     import numpy
 
     torch.manual_seed(seed)

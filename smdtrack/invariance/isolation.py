@@ -1,4 +1,4 @@
-"""Running forward passes in somebody's process without leaving a trace."""
+"""Runs forward passes in the user's process and restores every global state afterwards."""
 
 import random
 import sys
@@ -17,11 +17,12 @@ _CASTS = ("float", "half", "bfloat16")
 
 @contextmanager
 def untouched_generators() -> Iterator[None]:
-    """Puts the random states of python, numpy, torch and CUDA back, whatever happens inside."""
+    """Restores the random states of Python, NumPy, torch and CUDA at the end."""
     python_state = random.getstate()
     numpy_state = numpy.random.get_state()
     torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda_states = torch.cuda.get_rng_state_all() if on_cuda else None
     try:
         yield
     finally:
@@ -34,7 +35,7 @@ def untouched_generators() -> Iterator[None]:
 
 @contextmanager
 def silent_global_hooks() -> Iterator[None]:
-    """Empties torch's global module hooks, which would see every module of the copy."""
+    """Removes torch's global module hooks inside the context: they would see every module of the copy."""
     registries = [
         value
         for key, value in vars(torch_module).items()
@@ -54,7 +55,7 @@ def silent_global_hooks() -> Iterator[None]:
 
 @contextmanager
 def isolated(device: torch.device) -> Iterator[None]:
-    """The state in which an audit runs: gradients on, autocast off, eager, own random numbers, no global hooks."""
+    """Sets the state in which an audit runs: gradients on, autocast off, eager, own random numbers, no global hooks."""
     with ExitStack() as stack:
         stack.enter_context(untouched_generators())
         stack.enter_context(silent_global_hooks())
@@ -63,7 +64,7 @@ def isolated(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in {"cpu", device.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        # Importing dynamo takes seconds; where it has not been imported, nothing is compiled.
+        # Importing dynamo takes seconds. If it was not imported, nothing is compiled.
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -72,9 +73,9 @@ def isolated(device: torch.device) -> Iterator[None]:
 class DoublePrecision(TorchFunctionMode):
     """Keeps everything that a forward pass computes in float64, also where the model asks for less.
 
-    Some modules cast their input to float32 (`x.float()`, `x.to(torch.bfloat16)`), which would leave rounding of 1e-7
-    where the ladder looks for 1e-9. Every floating dtype below float64 that is asked for becomes float64, and every
-    floating result is float64.
+    Some modules cast their input to float32 (`x.float()`, `x.to(torch.bfloat16)`). That would leave rounding errors of
+    1e-7, and the audit looks for 1e-9. So every lower floating dtype that is asked for becomes float64, and every
+    floating result is converted to float64.
     """
 
     def __torch_function__(
@@ -96,5 +97,5 @@ class DoublePrecision(TorchFunctionMode):
         return result
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls the intercepted function; the place for a subclass to do it otherwise."""
+        """Calls the intercepted function; a subclass may replace it."""
         return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""A private float64 copy of a model, made so that neither the copying nor its use can be felt by the original."""
+"""A private float64 copy of a model; neither copying nor using it changes the original."""
 
 import copy
 from collections import OrderedDict
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from smdtrack.notices import SmdtrackError, first_line
 
+#: Replaces every eps: small enough to be invisible in float64, not zero, so that a variance of 0 gives no nan.
 NO_EPS = 1e-20
 
 _HOOKS = (
@@ -67,9 +68,9 @@ def _converted(tensor: Tensor, device: torch.device) -> Tensor:
 def private_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, dict[int, nn.Parameter]]:
     """Copies a model to float64 without its hooks.
 
-    The tensors are put into `deepcopy`'s memo beforehand: float32 duplicates never exist, tied weights stay tied, and
-    tensors with a history (`weight_norm` leaves one behind) do not stop it. Hooks are left behind, except those with
-    which torch itself re-parametrises a weight.
+    The float64 tensors are put into `deepcopy`'s memo beforehand. So float32 duplicates never exist, tied weights stay
+    tied, and tensors with a history (`weight_norm` leaves one) do not stop the copying. Hooks are not copied, except
+    those by which torch itself reparametrises a weight.
 
     Returns:
         The copy, and its parameters by the `id` of the parameters that they were copied from.
@@ -82,7 +83,7 @@ def private_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, dic
     for module in model.modules():
         for key in _HOOKS:
             store = module.__dict__.get(key)
-            # Empty ones too: thousands of dicts that deepcopy need not look into.
+            # Also for empty ones: deepcopy then need not look into thousands of dicts.
             if store is not None:
                 memo[id(store)] = OrderedDict(
                     (handle, copy.deepcopy(hook, {}))
@@ -112,7 +113,7 @@ def private_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, dic
 
 
 class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over this process's batch; what follows it in timm's `SyncBatchNormAct` stays."""
+    """Batch norm over this process's batch only, followed by the activation that timm's `SyncBatchNormAct` has."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -127,13 +128,13 @@ class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _is_dropout(module: nn.Module) -> bool:
-    """Modules that only add noise: dropout, drop-path, drop-block, stochastic depth, patch dropout."""
+    """Whether a module only adds noise: dropout, drop-path, drop-block, stochastic depth, patch dropout."""
     name = type(module).__name__.lower()
     return next(module.children(), None) is None and ("drop" in name or "stochasticdepth" in name)
 
 
-def neutralise(model: nn.Module) -> None:
-    """Takes out of a copy what hides exact invariance, and what costs time: noise, eps, collectives, checkpointing."""
+def remove_noise_and_eps(model: nn.Module) -> None:
+    """Removes from a copy what hides exact invariance (noise, eps) and what costs time (collectives, checkpointing)."""
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
@@ -150,10 +151,9 @@ def neutralise(model: nn.Module) -> None:
 def set_training_mode(duplicate: nn.Module) -> None:
     """Puts a copy into the mode in which the model trains.
 
-    A model of which anything is in training mode is in the middle of its life: every module's flag is kept, so that a
-    batch norm that the user froze (`bn.eval()`) is judged frozen. A model that is wholly in eval mode is about to be
-    trained, or was just evaluated: it is put into training mode by its own `train()`, which a model that keeps its
-    batch norm frozen overrides.
+    If any module is in training mode, every module keeps its flag: a batch norm that the user froze (`bn.eval()`) stays
+    frozen. A model that is wholly in eval mode was just evaluated or will be trained. It is put into training mode by
+    its own `train()`, because models that keep their batch norm frozen override that method.
     """
     if not any(module.training for module in duplicate.modules()):
         duplicate.train()

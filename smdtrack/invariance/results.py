@@ -13,22 +13,23 @@ VERDICTS: tuple[Verdict, ...] = ("invariant", "degenerate", "unused", "sensitive
 
 @dataclass(frozen=True)
 class Weight:
-    """What an audit found out about one parameter.
+    """The verdict on one parameter.
 
     Attributes:
         name: The name in the given module's `named_parameters()`.
         shape: The parameter's shape.
-        verdict: `invariant`: `f(k w) = f(w)` for all `k > 0` at every value of the other parameters, and the weight
-            has a direction to turn in. `degenerate`: only the signs of its elements matter (a filter with one tap).
-            `unused`: the output does not depend on it at all (a bias before batch norm). `sensitive`: none of these.
-        cause: What makes it invariant or degenerate; None for the other verdicts.
-        norm: Dotted name of the responsible normalisation module, where one alone accounts for it.
+        verdict: `invariant`: `f(k w) = f(w)` for all `k > 0` at every value of the other parameters, and the direction
+            of `w` matters. `degenerate`: only the signs of its elements matter (a filter with one tap). `unused`: the
+            output does not depend on it at all (a bias before batch norm). `sensitive`: none of these.
+        cause: What makes it invariant or degenerate: `batch_norm`, or `other` (layer, group, instance or RMS norm,
+            weight standardisation, softmax); None for the other verdicts.
+        norm: Dotted name of the normalisation module, if one alone accounts for the invariance.
         scope: `filter`: each slice along `filter_dim` may be scaled by its own factor; `tensor`: only the whole.
         filter_dim: The dimension of the filters; None unless the scope is `filter`.
-        cosine: Largest `|<w, g>| / (||w|| ||g||)` seen over the draws; None where the gradient is zero. An invariant
-            weight whose cosine is not small hides its radial derivative from autograd (`w / w.norm().detach()`):
-            its gradient is not tangential, and no line of theory holds for it.
-        evidence: The numbers of each rung, for `smdtrack audit --explain`.
+        cosine: Largest `|<w, g>| / (||w|| ||g||)` over the random points; None if the gradient is zero. If the cosine
+            of an invariant weight is not small, the model hides the true derivative from autograd
+            (`w / w.norm().detach()`). Its gradient is then not tangential, and no theoretical line holds for it.
+        evidence: The numbers behind the verdict, for people to read.
     """
 
     name: str
@@ -69,12 +70,12 @@ class Audit:
 
     Attributes:
         model: Name of the model.
-        input_size: Shape of the input without its batch dimension; None where no forward pass was needed.
+        input_size: Shape of the input without its batch dimension; None if no forward pass was needed.
         parameters: Number of scalar parameters.
         invariant_parameters: Number of scalar parameters in tensors whose verdict is `invariant`.
         seconds: Wall-clock time that the audit took.
         certificate: Largest relative change of the outputs when all invariant tensors are scaled at once by
-            independent random factors, per `tensor` and per `filter`; None where no forward pass was needed.
+            independent random factors, per `tensor` and per `filter`; None if nothing was scaled.
         weights: One record per parameter, in the order of `named_parameters()`.
     """
 

@@ -57,13 +57,13 @@ def registration_order(model, size):
     }
 
 
-def ladder(model, size):
+def by_audit(model, size):
     """The audit."""
     return set(audit(model, input_size=(3, size, size)).invariant)
 
 
 METHODS = {
-    "audit (the ladder)": ladder,
+    "audit": by_audit,
     "naive cosine, 1e-4, at init": naive,
     "AdamP's rule, matrices, at init": adamp,
     "registration order (conv, BN)": registration_order,

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from smdtrack.cli._recipe import arguments, recipe
-from smdtrack.planning.lr_schedule import optimizer_of
+from smdtrack.cli._recipe import read_recipe
+from smdtrack.planning.lr_schedule import make_optimizer
 from smdtrack.record import Run, read_run
 from smdtrack.theory import identify
 
@@ -89,12 +89,11 @@ def row(name: str, every: str, folder: Path) -> str:
 
 def measured_over_white(run: Run, args_file: Path) -> np.ndarray:
     """The angle over 64 steps over that under white gradients, per weight, RMS over the last third."""
-    options, _ = recipe(str(args_file), {})
-    arguments_of_it, _ = arguments(options)
+    recipe, _ = read_recipe(str(args_file))
     start = 2 * len(run.steps) // 3
     found = []
     for index, weight in enumerate(run.info.weights):
-        optimizer = optimizer_of(options["opt"], options["lr"], options["weight_decay"], weight.shape, arguments_of_it)
+        optimizer = make_optimizer(recipe, weight.shape)
         white = identify(optimizer).line(optimizer.param_groups[0], weight.shape).updates.memory_over(LAG)
         once, over_many = (run.values[family][start:, index] for family in ("angle", f"angle_k{LAG}"))
         straight = np.nanmean(-2 * np.log(np.cos(over_many)))

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.theory_table [NAME ...] [--markdown]
 
-The real optimizer on scale-invariant noise, one seed; closed forms are held to 1 %, all others to 2 %. The last lines
-sum up: the largest deviation of each kind, exceptions by name, and what missed its tolerance (exit code 1).
+Each row runs the real optimizer on scale-invariant noise with one seed. Closed forms must agree within 1 %, all others
+within 2 %. The last lines list the largest deviation of each kind, the exceptions by name, and the rows that missed
+their tolerance, in which case the exit code is 1.
 """
 
 import sys
@@ -12,13 +13,11 @@ import timm.optim
 import torch
 
 from tests.theory.cases import CASES
-from tests.theory.comparison import compare
-
-ABSENT = "not installable here"
+from tests.theory.compare import compare
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the table; exit code 1 when a row misses its tolerance."""
+    """Prints the table; returns 1 if a row misses its tolerance."""
     torch.set_num_threads(1)
     markdown = "--markdown" in arguments
     names = [name for name in arguments if not name.startswith("--")] or [
@@ -74,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 
 def why_not(name: str) -> str:
-    """The reason why an optimizer is not simulated."""
+    """Returns the reason why an optimizer is not simulated."""
     from smdtrack.theory.catalogue import entry
 
     found = entry(name)

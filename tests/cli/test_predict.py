@@ -82,13 +82,13 @@ def test_for_people_it_plots_warns_and_advises():
         "90",
         "--warmup-epochs",
         "0",
-        "--angle",
+        "--target-angle",
         "0.01",
     )
     assert result.exit_code == 0
     assert "time constant" in result.output
     assert "rescale_weight_norms(optimizer, 0.5623)" in result.output
-    assert "--weight-decay 0.00095" in result.output
+    assert "weight decay 0.00095" in result.output
     assert result.output.count("o") > 20
     assert "450,360 steps" in result.output
 
@@ -176,9 +176,9 @@ def test_timms_args_file(tmp_path):
         "opt: momentum\nlr: null\nlr_base: 0.1\nlr_base_size: 256\nlr_base_scale: ''\nbatch_size: 512\n"
         "grad_accum_steps: 1\nweight_decay: 0.0001\nmomentum: 0.8\nepochs: 4\nsched: none\nopt_betas: null\nmodel: x\n"
     )
-    found = document("--args", str(path), "--steps-per-epoch", "10")
+    found = document("--config", str(path), "--steps-per-epoch", "10")
     assert found["angular_update"] == pytest.approx(math.sqrt(2 * 0.2 * 1e-4 / 1.8))
-    over = document("--args", str(path), "--steps-per-epoch", "10", "--lr", "0.05")
+    over = document("--config", str(path), "--steps-per-epoch", "10", "--lr", "0.05")
     assert over["angular_update"] == pytest.approx(found["angular_update"] / 2)
 
 
@@ -198,7 +198,7 @@ def test_timms_args_file(tmp_path):
         (["--opt", "sgd", *RECIPE, "--opt-kwargs", "foo"], "key=value"),
         (["--opt", "sgd", *RECIPE, "--epochs", "0"], "--epochs"),
         (["--opt", "adamw", *RECIPE, "--opt-betas", "1.5", "0.9"], "beta"),
-        (["--args", "/nowhere/args.yaml"], "/nowhere/args.yaml"),
+        (["--config", "/nowhere/args.yaml"], "/nowhere/args.yaml"),
         (["--opt", "sgd", *RECIPE, "--momentum", "1.5"], "momentum"),
         (["--opt", "sgd", *RECIPE, "--weight-shape", "3"], "--weight-shape"),
         (["--opt", "fusedlamb", *RECIPE], "needs the package apex"),
@@ -207,13 +207,19 @@ def test_timms_args_file(tmp_path):
         (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9"], "2 betas, not 1"),
         (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.99", "0.999"], "2 betas, not 3"),
         (["--opt", "adamw", *RECIPE, "--opt-eps", "nan"], "--opt-eps"),
-        (["--opt", "sgd", *RECIPE, "--opt-kwargs", "lr=5"], "'lr' is given by --lr"),
-        (["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.9", "--opt-kwargs", "betas=(.9,.9)"], "--opt-betas"),
+        (["--opt", "sgd", *RECIPE, "--opt-kwargs", "lr=5"], "opt_kwargs sets 'lr', which lr already sets"),
+        (
+            ["--opt", "adamw", *RECIPE, "--opt-betas", "0.9", "0.9", "--opt-kwargs", "betas=(.9,.9)"],
+            "which opt_betas already sets",
+        ),
         (["--opt", "sgd", "--lr", "0.1", "--weight-decay", "inf", "--steps-per-epoch", "10"], "--weight-decay"),
         (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-epochs", "0"], "--decay-epochs"),
         (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "nan"], "--decay-rate"),
-        (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "2"], "--decay-rate"),
-        (["--opt", "sgd", *RECIPE, "--sched", "multistep", "--decay-milestones", "30", "20"], "--decay-milestones"),
+        (["--opt", "sgd", *RECIPE, "--sched", "step", "--decay-rate", "2"], "decay_rate 2.0 would raise"),
+        (
+            ["--opt", "sgd", *RECIPE, "--sched", "multistep", "--decay-milestones", "30", "20"],
+            "the milestones 30, 20 are not in order",
+        ),
         (["--opt", "sgd", *RECIPE, "--min-lr", "5"], "above the learning rate"),
         (["--opt", "sgd", *RECIPE, "--warmup-epochs", "-1"], "--warmup-epochs"),
         (["--opt", "sgd", *RECIPE, "--warmup-lr", "nan"], "--warmup-lr"),
@@ -233,13 +239,13 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
     ("text", "says"),
     [
         ("- a\n- b\n", "holds no options"),
-        ("opt: [sgd\nlr: 0.1\n", "line 2 is not YAML"),
+        ("opt: [sgd\nlr: 0.1\n", "line 2, is not YAML"),
         ("opt: sgd\nlr: 0.1\nweight_deacy: 0.1\n", "did you mean weight_decay?"),
         ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: many\n", "'many' is not a number"),
         ("opt: sgd\nlr: 0.1\nweight_decay: 0\nepochs: 2.5\n", "2.5 is not a whole number"),
         ("opt: 5\nlr: 0.1\nweight_decay: 0\n", "5 is not a name"),
         ("opt: sgd\nlr: true\nweight_decay: 0\n", "True is not a number"),
-        ("opt: sgd\nlr: 0.1\nweight_decay: 0\nopt_kwargs: foo\n", "key: value"),
+        ("opt: sgd\nlr: 0.1\nweight_decay: 0\nopt_kwargs: foo\n", "'foo' is not of the form key=value"),
         ("opt: adamw\nlr: 0.1\nweight_decay: 0\nopt_betas: 0.9\n", "2 betas, not 1"),
         ("opt: sgd\nlr: 0.1\nweight_decay: 0\nsched_on_updates: 3\n", "neither true nor false"),
         ("opt: sgd\nlr_base: 0.1\nbatch_size: many\nweight_decay: 0\n", "'many' is not a number"),
@@ -248,7 +254,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
 def test_a_broken_file_is_one_line_and_exit_code_2(tmp_path, text, says):
     path = tmp_path / "args.yaml"
     path.write_text(text)
-    result = predict("--args", str(path), "--steps-per-epoch", "3")
+    result = predict("--config", str(path), "--steps-per-epoch", "3")
     assert result.exit_code == 2
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -258,14 +264,14 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
     """YAML 1.1 wants a dot in 1e-3; timm's train.py reads such a file, since argparse converts it."""
     path = tmp_path / "args.yaml"
     path.write_text("opt: adamw\nlr: 1e-3\nweight_decay: 5e-2\nepochs: 2\nsched: none\n")
-    found = document("--args", str(path), "--steps-per-epoch", "3")
+    found = document("--config", str(path), "--steps-per-epoch", "3")
     assert found["decay_rate"] == pytest.approx(5e-5)
 
 
 def test_the_rate_scaled_by_the_batch_says_for_how_many_processes(tmp_path):
     path = tmp_path / "args.yaml"
     path.write_text("opt: sgd\nlr: null\nlr_base: 0.1\nlr_base_size: 256\nbatch_size: 512\nweight_decay: 0.0001\n")
-    assert "one process" in " ".join(predict("--args", str(path), "--steps-per-epoch", "9").output.split())
+    assert "one process" in " ".join(predict("--config", str(path), "--steps-per-epoch", "9").output.split())
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "120"])
@@ -285,7 +291,7 @@ def test_it_fits_the_terminal(monkeypatch, columns):
         "1251",
         "--warmup-epochs",
         "5",
-        "--angle",
+        "--target-angle",
         "0.001",
     )
     lines = predict(*arguments).output.splitlines()
@@ -302,10 +308,12 @@ def test_advice_names_all_drops_of_one_size_once():
 
 
 def test_a_wanted_angle_without_decay_or_under_a_trust_ratio():
-    arguments = ("--steps-per-epoch", "10", "--epochs", "2", "--sched", "none", "--angle", "0.01")
+    arguments = ("--steps-per-epoch", "10", "--epochs", "2", "--sched", "none", "--target-angle", "0.01")
     advised = predict("--opt", "momentum", "--lr", "0.1", "--weight-decay", "0", *arguments).output
-    assert "--weight-decay 0.00095" in advised
-    assert "--lr times 0.1" in predict("--opt", "lamb", "--lr", "0.1", "--weight-decay", "0.1", *arguments).output
+    assert "weight decay 0.00095" in advised
+    assert (
+        "learning rate times 0.1" in predict("--opt", "lamb", "--lr", "0.1", "--weight-decay", "0.1", *arguments).output
+    )
 
 
 def test_a_decay_that_takes_all_at_once_has_no_line_and_says_so():

@@ -38,7 +38,7 @@ def head(channels=8):
 
 
 def tail(channels=8):
-    """What follows the weight in question, so that nothing else normalises it."""
+    """Layers after the weight under test that do not normalise."""
     return nn.Sequential(nn.Tanh(), head(channels))
 
 
@@ -107,10 +107,10 @@ def test_jointly_invariant_weights_are_not_invariant_alone():
     assert verdicts(through_relu).invariant == ("2.weight",)
 
 
-# 2. Null
+# 2. Unused
 
 
-def test_what_nothing_depends_on_is_null_not_invariant():
+def test_parameters_without_influence_are_unused_not_invariant():
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -153,7 +153,7 @@ def test_a_tap_that_is_nearly_zero_is_degenerate_although_the_rest_of_eps_shows(
     assert audit(model, input_size=(8, 1, 1))["0.weight"].verdict == "degenerate"
 
 
-def test_degenerate_and_null_tensors_of_one_model_are_told_apart():
+def test_degenerate_and_unused_tensors_of_one_model_are_told_apart():
     one_tap = conv(8, 8, 1, groups=8, bias=True)
     model = nn.Sequential(one_tap, nn.BatchNorm2d(8), nn.Tanh(), conv(8, 8, bias=True), tail())
     found = {weight.name: weight.verdict for weight in verdicts(model, (8, 6, 6)).weights}
@@ -350,7 +350,7 @@ def test_the_precision_of_the_model_does_not_matter(dtype):
     assert result["0.bias"].verdict == "unused"
 
 
-def test_casts_within_the_model_do_not_blur_the_evidence():
+def test_casts_within_the_model_do_not_matter():
     model = Net(
         lambda m, x: m.tail(m.bn(m.conv(x).float()).to(torch.bfloat16).to(m.conv.weight.dtype)),
         conv=conv(),

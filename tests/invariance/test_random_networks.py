@@ -11,7 +11,7 @@ from tests.invariance.truth import functional_truth
 
 SHAPE = (3, 12, 12)
 POINTS = 5
-#: What is true at one point only: what is felt anywhere is felt.
+#: A parameter that matters at any point matters: the first of these found at any point is the truth.
 ORDER = ("sensitive", "invariant", "degenerate", "unused")
 
 
@@ -23,14 +23,14 @@ def drawn(seed, values):
 
 
 def truth_at_several_points(seed):
-    """Of one architecture at several initialisations: a gate may sleep at some."""
+    """Returns the truth of one architecture at several initialisations: a gate may be inactive at some of them."""
     found = [functional_truth(drawn(seed, k), SHAPE, seed=k, well_posed=True) for k in range(POINTS)]
     found = [verdicts for verdicts in found if verdicts]
     return {name: min((verdicts[name] for verdicts in found), key=ORDER.index) for name in (found[0] if found else ())}
 
 
 def check(seed):
-    """Whether there was a truth to compare with."""
+    """Compares audit and truth; returns whether the truth was well posed."""
     truth = truth_at_several_points(seed)
     found = {weight.name: weight.verdict for weight in audit(drawn(seed, 0), input_size=SHAPE).weights}
     wrong = {name: (found[name], verdict) for name, verdict in truth.items() if found[name] != verdict}
@@ -45,7 +45,7 @@ def test_every_tensor_of_random_networks(ten):
 
 
 @pytest.mark.parametrize("seed", [248, 270])
-def test_a_small_gate_that_sleeps_at_a_generic_point_is_woken(seed):
+def test_a_small_gate_that_is_inactive_at_a_generic_point_is_judged_right(seed):
     assert check(seed)
 
 

@@ -54,10 +54,12 @@ def _generic(model, generator):
 def functional_truth(
     model: nn.Module, input_shape, *, seed: int = 1234, only=None, well_posed: bool = False
 ) -> dict[str, str]:
-    """Returns `invariant`, `degenerate`, `unused` or `sensitive` for every parameter (or `only` some), by its definition.
+    """Returns each parameter's verdict by its definition: `invariant`, `degenerate`, `unused` or `sensitive`.
 
-    With `well_posed` nothing is returned where the outputs are no function of the parameters to ten digits: without
-    eps, a normalised channel that is constant but for rounding becomes noise.
+    Args:
+        only: Names of the parameters to judge; all by default.
+        well_posed: Return nothing if rounding errors of the input change the outputs by more than 1e-11. Without eps,
+            a normalised channel that is constant but for rounding errors becomes noise.
     """
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(model).double().train()

@@ -1,8 +1,8 @@
 """The real optimizer on scale-invariant noise: the independent reference for every line.
 
-The loss of step t is `C <z_t, w> / (sqrt(d) ||w||)` with a fresh Gaussian z_t: it does not see the scale of w,
-its gradient is `C P_perp(z_t) / (sqrt(d) ||w||)`, orthogonal to w, and it has a real Hessian for the optimizers
-that ask for one. Everything in float64; angles by atan2, so that small ones are right.
+The loss of step t is `C <z_t, w> / (sqrt(d) ||w||)` with a new Gaussian z_t. It does not depend on the scale of w. Its
+gradient is `C P_perp(z_t) / (sqrt(d) ||w||)`, which is orthogonal to w. It has a Hessian for the optimizers that need
+one. Everything is in float64, and angles are computed by atan2, so that small ones are right.
 """
 
 import math
@@ -20,14 +20,14 @@ Build = Callable[[list[torch.nn.Parameter]], Optimizer]
 
 @dataclass
 class Trace:
-    """What a simulated run showed, one entry per step.
+    """What was measured in a simulated run, one entry per step.
 
     Attributes:
-        angle2: squared angular update, radian^2.
-        norm2: squared norm before the step.
-        gradient2: squared effective gradient, (||g|| ||w||)^2.
-        line2: squared equilibrium line at the present state, where sampled.
-        learning_rate: in force.
+        angle2: Squared angular update, radian^2.
+        norm2: Squared norm before the step.
+        gradient2: Squared effective gradient, (||g|| ||w||)^2.
+        line2: Squared equilibrium line at the present state, for the sampled steps only.
+        learning_rate: Of the step.
     """
 
     angle2: list[float] = field(default_factory=list)
@@ -54,14 +54,15 @@ class Trace:
 
 
 class Simulation:
-    """One weight, one optimizer, white (or AR(1)) noise.
+    """One weight trained by one optimizer on white or AR(1) noise.
 
     Args:
-        build: makes the optimizer from a list with the one parameter.
-        shape: of the weight.
-        norm: to start from.
+        build: Makes the optimizer from a list with the one parameter.
+        shape: Of the weight.
+        norm: Of the weight at the start.
         effective_gradient: C, the RMS of ||g|| ||w||.
-        correlation: of the gradients from step to step (AR(1)).
+        correlation: Between the gradients of successive steps (AR(1)).
+        seed: Of the random numbers.
     """
 
     def __init__(
@@ -96,10 +97,9 @@ class Simulation:
 
     def line(self):
         """The line at the present state."""
-        factors = self.family.state_factors([self.weight], [self.state], self.group) if self.state else None
-        return self.family.line(
-            self.group, tuple(self.weight.shape), state_factor=float(factors[0]) if factors else None
-        )
+        pulls = self.family.decay_pulls([self.weight], [self.state], self.group) if self.state else None
+        factor = float(pulls[0] / self.weight.detach().square().sum()) if pulls else None
+        return self.family.line(self.group, tuple(self.weight.shape), state_factor=factor)
 
     def rescale(self, factor: float) -> None:
         """Multiplies the weight, as if it had grown there."""

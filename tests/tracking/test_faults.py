@@ -104,8 +104,8 @@ def test_the_theory_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_one_warning_and_the_same_bits("injected")
 
 
-def test_the_state_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Family, "state_factors", raising)
+def test_the_decay_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Family, "decay_pulls", raising)
     assert_one_warning_and_the_same_bits("measuring stopped at step 1")
 
 

@@ -26,7 +26,7 @@ def test_each_value_arrives_in_the_field_of_its_row_and_at_the_place_of_its_weig
     np.testing.assert_array_equal(values.weight_squared, [1, 100, np.nan, 0])
     np.testing.assert_array_equal(values.change_squared, [9, 104, np.nan, 8])
     np.testing.assert_array_equal(values.tied_filters, [11, np.nan, np.nan, 10])
-    assert values.state_factor is None
+    assert values.decay_pull is None
 
 
 def test_a_further_row_is_nan_for_a_weight_without_a_value_and_momentum_too() -> None:
@@ -35,13 +35,13 @@ def test_a_further_row_is_nan_for_a_weight_without_a_value_and_momentum_too() ->
     buffer = torch.randn(4, 5)
     probe = Probe(3)
     probe.begin(weights)
-    reading = probe.end(changed, {Row.STATE_FACTOR: {2: torch.tensor(7.0)}}, momentum={0: buffer})
+    reading = probe.end(changed, {Row.DECAY_PULL: {2: torch.tensor(7.0)}}, momentum={0: buffer})
     values = step_values(reading)
     assert values.change_momentum is not None
-    assert values.state_factor is not None
+    assert values.decay_pull is not None
     assert values.change_momentum[0] == pytest.approx(0.1 * float(buffer.sum()), rel=1e-5)
     np.testing.assert_array_equal(np.isnan(values.change_momentum), [False, True, True])
-    np.testing.assert_array_equal(values.state_factor, [np.nan, np.nan, 7.0])
+    np.testing.assert_array_equal(values.decay_pull, [np.nan, np.nan, 7.0])
 
 
 def test_squared_norms() -> None:
@@ -55,9 +55,9 @@ def test_processes_with_different_rows_add_up_each_row_by_itself(monkeypatch: py
     sent: list[torch.Tensor] = []
 
     def all_reduce(table: torch.Tensor, group: object) -> None:
-        """Adds what the other process has sent: a state factor of 5 and a squared norm of 2 for weight 1."""
+        """Adds what the other process has sent: a decay pull of 5 and a squared norm of 2 for weight 1."""
         sent.append(table.clone())
-        table[Row.STATE_FACTOR, 1] += 5
+        table[Row.DECAY_PULL, 1] += 5
         table[Row.WEIGHT_SQUARED, 1] += 2
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)

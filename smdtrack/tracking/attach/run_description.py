@@ -44,9 +44,7 @@ def _weights(optimizer: Optimizer, family: Family, selection: Selection) -> tupl
     groups = [numbers_of(group) for group in optimizer.param_groups]
     weights = []
     for chosen, index in zip(selection.weights, group_indices(optimizer, selection.parameters), strict=True):
-        line = family.line(groups[index or 0], chosen.shape)
-        if family.momentum_entry(groups[index or 0]) is not None:
-            line = family.line(groups[index or 0], chosen.shape, alignment=1.0)  # for what is said of the line
+        line = family.describe(groups[index or 0], chosen.shape)
         weights.append(
             TrackedWeight(
                 name=chosen.name,

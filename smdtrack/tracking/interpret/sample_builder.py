@@ -97,13 +97,11 @@ class SampleBuilder:
         return Sample(measurement.step, measurement.time, sample_values, overview)
 
     def _lines(self, measurement: Measurement, values: StepValues, alignment: Floats) -> list[Line | None]:
-        factors = values.state_factor
+        factors = None if values.decay_pull is None else values.decay_pull / np.square(values.norms_after())
         groups = [numbers_of(group) for group in measurement.groups]
         lines: list[Line | None] = []
         for index, (weight, group) in enumerate(zip(self._weights, measurement.group_of, strict=True)):
-            factor = None if factors is None or not np.isfinite(factors[index]) else float(factors[index])
-            if factor is not None and measurement.sharded:
-                factor /= float(values.weight_squared[index])
+            factor = None if factors is None else number_or_none(factors[index])
             if group is None:
                 lines.append(None)
             else:

@@ -24,7 +24,7 @@ class StepValues:
     weight_change: Floats
     change_squared: Floats
     change_momentum: Floats | None = None
-    state_factor: Floats | None = None
+    decay_pull: Floats | None = None
     eps_radial: Floats | None = None
     tied_elements: Floats | None = None
     tied_filters: Floats | None = None

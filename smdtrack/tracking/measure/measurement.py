@@ -22,7 +22,6 @@ class Measurement:
         group_of: Per weight the index of its group; None for a weight that the optimizer does not hold.
         family: The optimizer's family, which knows the lines.
         smallest_angles: Per weight the smallest angle (radian) that its storage lets one read.
-        sharded: Whether the table was added up over processes. A state factor is then multiplied by `<w, w>`.
         has_gradients_of_the_step: False where a closure computed the gradients inside the step, possibly at other
             weights than those before the step.
         norm_in_eval_mode: Per weight, whether the batch norm that makes it invariant was in eval mode.
@@ -37,7 +36,6 @@ class Measurement:
     group_of: Sequence[int | None]
     family: Family
     smallest_angles: Sequence[float] = ()
-    sharded: bool = False
     has_gradients_of_the_step: bool = True
     norm_in_eval_mode: Sequence[bool] = ()
     skipped: torch.Tensor | None = None

@@ -158,7 +158,6 @@ class StepMeasurer:
             group_of=self._group_of,
             family=self._family,
             smallest_angles=[smallest_angle(weights.get(c, weight)) for c, weight in enumerate(self._parameters)],
-            sharded=self._reduce is not None,
             has_gradients_of_the_step=not has_closure or _closure_runs_once(self._optimizer),
             norm_in_eval_mode=self._norm_in_eval_mode,
             skipped=found_inf.detach().clone() if found_inf is not None else None,
@@ -225,9 +224,9 @@ class StepMeasurer:
     def _further_rows(self, weights: Mapping[int, Tensor]) -> dict[Row, dict[int, Tensor]]:
         """Returns the rows of the table besides the sums over weights, by column."""
         rows: dict[Row, dict[int, Tensor]] = {}
-        factors = self._state_factors(list(weights))
-        if factors:
-            rows[Row.STATE_FACTOR] = factors
+        pulls = self._decay_pulls(list(weights))
+        if pulls:
+            rows[Row.DECAY_PULL] = pulls
         if self._eps_radial:
             rows[Row.EPS_RADIAL] = {c: self._eps_radial[c] for c in weights if c in self._eps_radial}
         if self._ties:
@@ -235,13 +234,13 @@ class StepMeasurer:
             rows[Row.TIED_FILTERS] = {column: filters for column, (_, filters) in self._ties.items()}
         return rows
 
-    def _state_factors(self, columns: list[int]) -> dict[int, Tensor]:
-        """By column, for lines that read the state; as a share of the squared norm, so that shards add up."""
+    def _decay_pulls(self, columns: list[int]) -> dict[int, Tensor]:
+        """Returns `<w, w/denom>` by column if lines need it from the optimizer's state; the sums of shards add up."""
         state, alike = state_of(self._optimizer), defaultdict[tuple[int, torch.device], list[int]](list)
         for column in columns:
             if state.get(self._parameters[column]):
                 alike[self._group_of[column] or 0, self._parameters[column].device].append(column)
-        factors: dict[int, Tensor] = {}
+        pulls: dict[int, Tensor] = {}
         for (group, _), those in alike.items():
             parts = [local(self._parameters[column].detach()) for column in those]
             entries = [
@@ -251,15 +250,10 @@ class StepMeasurer:
                 }
                 for column in those
             ]
-            found = self._family.state_factors(parts, entries, self._optimizer.param_groups[group])
-            if found is None:
-                continue
-            if self._reduce is not None:
-                squares = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float64)).square()
-                # A shard may be empty.
-                found = list(torch.where(squares > 0, torch.stack(found) * squares, 0.0).unbind())
-            factors |= zip(those, found, strict=True)
-        return factors
+            found = self._family.decay_pulls(parts, entries, self._optimizer.param_groups[group])
+            if found is not None:
+                pulls |= zip(those, found, strict=True)
+        return pulls
 
     def _momentum_buffers(self, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Returns the momentum buffers by column, for optimizers whose line is read from them."""

@@ -28,8 +28,8 @@ class Row(IntEnum):
     CHANGE_SQUARED = 4
     #: `<d, v>`, for lines that are read from the momentum buffer
     CHANGE_MOMENTUM = 5
-    #: The weight's value of `Family.state_factors`, for lines that are read from the second moments
-    STATE_FACTOR = 6
+    #: `<w, w/denom>` after the step, for lines that are read from a denominator in the optimizer's state
+    DECAY_PULL = 6
     #: The part of `<w, g>` that is due to the eps of the weight's batch norm
     EPS_RADIAL = 7
     #: Number of gradient elements that share the largest absolute value
