@@ -11,9 +11,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 #: Families of per-weight values, in the order that people read them. `angle_k<K>` joins them for each lag K.
-FAMILIES = ("angle", "angle_pred", "angle_eq", "norm", "norm_eq", "effective_grad")
+FAMILIES = ("angle", "angle_pred", "angle_eq", "norm", "norm_eq", "effective_grad", "growth", "decay", "memory")
 #: Families that the local record keeps and no tracker gets: what the summary needs to be exact.
-LOCAL_FAMILIES = ("memory", "time_constant", "orthogonality_residual")
+LOCAL_FAMILIES = ("line_memory", "time_constant", "orthogonality_residual")
 #: Families drawn as reference lines: trackers get them when they move, not at every sample.
 REFERENCE_FAMILIES = ("angle_eq", "norm_eq")
 
