@@ -1,4 +1,4 @@
-"""Warnings and errors: one line each, in words that say what to do."""
+"""Warnings and errors. Each is one line that says what to do."""
 
 import sys
 import warnings
@@ -8,7 +8,7 @@ _LONGEST_LINE = 300
 
 
 class SmdtrackWarning(UserWarning):
-    """Something that smdtrack could not do; the training itself is unharmed."""
+    """Something that smdtrack could not do. The training itself is not affected."""
 
 
 class SmdtrackError(ValueError):

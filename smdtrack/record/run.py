@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-#: Families of per-weight values, in the order that people read them. `angle_k<K>` joins them for each lag K.
+#: Families of per-weight values, in the order that people read them. `angle_k<K>` and `angle_k<K>_pred` join them for each
+#: lag K.
 FAMILIES = ("angle", "angle_pred", "angle_eq", "norm", "norm_eq", "effective_grad", "growth", "decay", "memory")
 #: Families that the local record keeps and no tracker gets: what the summary needs to be exact.
+#: `efficiency_k<K>` joins them for each lag K.
 LOCAL_FAMILIES = ("line_memory", "time_constant", "orthogonality_residual")
 #: Families drawn as reference lines: trackers get them when they move, not at every sample.
 REFERENCE_FAMILIES = ("angle_eq", "norm_eq")
@@ -153,7 +155,7 @@ def points(sample: Sample, weights: tuple[TrackedWeight, ...]) -> Iterator[Point
         if np.isfinite(value):
             yield Point(key, float(value), sample.step, sample.time)
     for family, row in sample.values.items():
-        if family in LOCAL_FAMILIES:
+        if family in LOCAL_FAMILIES or family.startswith("efficiency_k"):
             continue
         for weight, value in zip(weights, row.tolist(), strict=True):
             if np.isfinite(value):

@@ -53,12 +53,23 @@ class Summary:
 
     Attributes:
         first_step, last_step: The window: the last third of the run's samples, from the last jump of the lines on.
+        reason: Why there are no weights, if nothing was measured.
     """
 
     first_step: int
     last_step: int
     weights: tuple[WeightSummary, ...]
     verdict: str
+    reason: str | None = None
+
+    @classmethod
+    def empty(cls, reason: str) -> "Summary":
+        """Returns the summary of a run in which nothing was measured.
+
+        Args:
+            reason: Why nothing was measured.
+        """
+        return cls(0, 0, (), f"nothing was measured: {reason}", reason)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the summary as plain dictionaries and lists."""

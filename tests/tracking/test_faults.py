@@ -131,7 +131,7 @@ def test_a_queue_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_writer_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smdtrack.tracking.attach.tracker.Writer", raising)
+    monkeypatch.setattr("smdtrack.tracking.attach.recording.Writer", raising)
     assert_one_warning_and_the_same_bits("measuring stopped at step 1")
 
 
@@ -185,7 +185,7 @@ def test_the_queue_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smdtrack.tracking.attach.resume.SavedState.write", raising)
+    monkeypatch.setattr("smdtrack.tracking.attach.recording.append_checkpoint", raising)
 
     def final_with_a_checkpoint(watched: bool) -> tuple[dict[str, Any], list[str]]:
         seed_everything(4)

@@ -1,4 +1,7 @@
-"""Which optimizer steps are sampled: a schedule is any callable from the step (counted from 1) to whether it is."""
+"""Which optimizer steps are sampled.
+
+A schedule is any callable that takes the step, counted from 1, and returns whether it is sampled.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +13,11 @@ Schedule = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class EverySteps:
-    """Samples every n-th step, and each of the first few, where norms move fastest.
+    """Samples every n-th step, and each of the first few, while the norms change fastest.
 
     Attributes:
-        every: A sample every so many optimizer steps.
-        first_steps: So many first steps are all sampled.
+        every: Optimizer steps from one sample to the next.
+        first_steps: Number of steps at the start that are all sampled.
 
     Raises:
         SmdtrackError: If `every` is below 1 or `first_steps` below 0.

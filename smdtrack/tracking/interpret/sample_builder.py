@@ -12,6 +12,7 @@ from smdtrack.record.summary import ROLLING_SAMPLES
 from smdtrack.theory import Line
 from smdtrack.tracking.interpret.arrays import array_of, number_or_none, rms
 from smdtrack.tracking.interpret.clipping import MEANING, Clipping, find_clipping
+from smdtrack.tracking.interpret.lag_angles import LagAngles
 from smdtrack.tracking.interpret.live_check import LiveCheck, orthogonality_residual
 from smdtrack.tracking.interpret.norm_balance import NormBalance
 from smdtrack.tracking.interpret.overview import clipping_overview, precision_overview, ratios_overview
@@ -39,6 +40,7 @@ class SampleBuilder:
         self._weights = list(weights)
         self._sizes = np.array([float(np.prod(weight.shape)) for weight in weights])
         self._balance = NormBalance(len(weights))
+        self._lag_angles = LagAngles()
         self._last_angle_eq: Floats | None = None
         self._recent: deque[tuple[Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
         self._recent_ratios: deque[tuple[Floats, Floats]] = deque(maxlen=_LONG_MEAN_SAMPLES)
@@ -88,8 +90,8 @@ class SampleBuilder:
             "time_constant": array_of(None if line is None else line.time_constant for line in lines),
             "orthogonality_residual": residual,
         }
-        for lag, reading in measurement.lags.items():
-            sample_values[f"angle_k{lag}"] = step_values(reading).angles()
+        self._lag_angles.add(measurement.step, angle, sample_values["angle_pred"])
+        sample_values |= self._lag_angles.values(measurement.lags, lines)
         overview = ratios_overview(sample_values, *(rms(rows) for rows in zip(*self._recent_ratios, strict=True)))
         overview |= clipping_overview(self._clipping)
         overview |= self._precision_overview(angle, measurement.smallest_angles)

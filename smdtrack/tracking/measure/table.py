@@ -28,7 +28,7 @@ class Row(IntEnum):
     CHANGE_SQUARED = 4
     #: `<d, v>`, for lines that are read from the momentum buffer
     CHANGE_MOMENTUM = 5
-    #: `<w, w/denom>` after the step, for lines that are read from a denominator in the optimizer's state
+    #: `<w', w'/denom>` of the weight after the step, for lines that are read from the second moments
     DECAY_PULL = 6
     #: The part of `<w, g>` that is due to the eps of the weight's batch norm
     EPS_RADIAL = 7
