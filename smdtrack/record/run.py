@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-#: Families of per-weight values, in the order that people read them. `angle_k<K>` and `angle_k<K>_pred` join them for each
-#: lag K.
+#: Families of per-weight values, in the order that people read them. `angle_k<K>` and `angle_k<K>_pred` join them for
+#: each lag K.
 FAMILIES = ("angle", "angle_pred", "angle_eq", "norm", "norm_eq", "effective_grad", "growth", "decay", "memory")
 #: Families that the local record keeps and no tracker gets: what the summary needs to be exact.
 #: `efficiency_k<K>` joins them for each lag K.

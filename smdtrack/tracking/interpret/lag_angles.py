@@ -53,7 +53,7 @@ class LagAngles:
             spread = steps * array_of(
                 None if line is None or line.updates is None else line.updates.memory_over(steps) for line in lines
             )
-            angle, angle_pred = (rms([sample[index] for sample in inside]) for index in (1, 2))
+            angle, angle_pred = rms([angle for _, angle, _ in inside]), rms([pred for _, _, pred in inside])
             found[f"angle_k{steps}_pred"] = np.arccos(np.exp(-spread * angle_pred**2 / 2))
             cosine = np.cos(measured)
             distance = np.where(cosine > 0, -2 * np.log(cosine), np.nan)

@@ -5,12 +5,13 @@ without it. The squared norm `r = ||w||^2` then changes by
 
     r_after = (1 - g)^2 r + |u|^2 (1 + 2 (1 - g) A),        A = -<w, u> / |u|^2,
 
-so that its relative growth per step is `growth - decay` with `decay = 2 g - g^2` and `growth = x R`, where
-`x = |u|^2 / r` and `R = 1 + 2 (1 - g) A` is the memory of the updates. All of these follow from `<w, w>`, `<w, d>` and
-`<d, d>`. Derived here: insert d into `|w + d|^2`.
+so that ln r changes per step by `growth - decay` with `decay = -2 ln(1 - g)` and, for a growth much smaller than 1,
+`growth = x R`, where `x = |u|^2 / r` and `R = 1 + 2 (1 - g) A` is the memory of the updates. All of these follow from
+`<w, w>`, `<w, d>` and `<d, d>`. Derived here: insert d into `|w + d|^2`.
 
-If weight decay passes through the momentum (coupled L2), no single step tells d and u apart. Then `x = <d, d> / r` and
-`decay = 2 g` are used: with them, heavy-ball SGD has `growth = x (1 + a) / (1 - a)` at equilibrium exactly.
+If weight decay passes through the momentum (coupled L2), it acts with the mean delay k of the filter, and no single
+step tells decay and update apart. Then `decay = -2 ln(1 - g (1 + g k))` (see `Line.drift_corrected`), and
+`x = <d, d> / r`, because with that heavy-ball SGD has `growth = x (1 + a) / (1 - a)` at equilibrium for any gradients.
 
 The growth of a single step scatters, so it is averaged over a window of samples. The size of the updates changes within
 the window with the learning rate s and the norm. For a line with the exponent p (see `Line.norm_exponent`), and
@@ -39,8 +40,10 @@ from smdtrack.tracking.interpret.step_values import StepValues
 #: Largest number of samples in a window.
 WINDOW_SAMPLES = 5 * ROLLING_SAMPLES
 #: Largest change of ln ||w||^2 over the window for the growth. Where updates are normalised by gradients of long ago,
-#: the exponent p is not exact over short times.
-_MAX_NORM_CHANGE = 0.1
+#: the exponent p is not exact over short times. The norm of a weight of d elements may also change by this many times
+#: 1/sqrt(d), because that is what it scatters by.
+_MAX_NORM_CHANGE = 0.05
+_MAX_NORM_SCATTER = 2.0
 #: Number of earlier step sizes that are remembered, for the memory after a change of the learning rate.
 _STEP_SIZES = 1000
 #: A change of the norm between two sampled steps counts as made outside the optimizer's steps if it differs from that
@@ -52,6 +55,8 @@ _OUTSIDE_STANDARD_ERRORS = 6.0
 _MIN_GAPS = 10
 #: If the step size changes by more than this factor between two sampled steps, it is not known at which step it did.
 _JUMP = 1.5
+#: Largest deviation from 1 of the transient factor of the memory at which a sample after unsampled steps counts.
+_MAX_TRANSIENT = 0.2
 
 Flags = npt.NDArray[np.bool_]
 
@@ -81,11 +86,12 @@ class NormBalance:
     """Measures growth and decay of the norms over the last samples.
 
     Args:
-        width: W, the number of tracked weights.
+        sizes: Number of elements of each weight, (W,).
     """
 
-    def __init__(self, width: int) -> None:
-        self._history = _History(width)
+    def __init__(self, sizes: Floats) -> None:
+        self._history = _History(len(sizes))
+        self._max_norm_change = np.maximum(_MAX_NORM_CHANGE, _MAX_NORM_SCATTER / np.sqrt(sizes))
         self._step_sizes: deque[tuple[int, Floats]] = deque(maxlen=_STEP_SIZES)
 
     def add(self, step: int, values: StepValues, lines: Sequence[Line | None]) -> Balance:
@@ -103,7 +109,7 @@ class NormBalance:
         step_size = array_of(None if line is None else _step_size(line) for line in lines)
         squared = values.weight_squared
         update = values.change_squared + 2 * rate * values.weight_change + rate**2 * squared
-        decay = np.where(coupled, 2 * rate, 2 * rate - rate**2)
+        decay = array_of(None if line is None else _decay(line) for line in lines)
         self._step_sizes.append((step, step_size))
         at_this_step, in_the_gap = self._transient(lines)
         model_update = squared ** -(1 + exponent)
@@ -114,12 +120,13 @@ class NormBalance:
             update=np.where(coupled, values.change_squared, update) / squared,
             decay=decay,
             step_size=step_size,
+            transient=at_this_step / step_size**2,
             model_update=step_size**2 * model_update,
             model_growth=at_this_step * memory * model_update,
             model_growth_in_gap=in_the_gap * memory * model_update,
         )
         reach = np.array([((line.time_constant if line else None) or np.inf) / 2 for line in lines])
-        growth, memory_ratio = self._history.growth_and_memory(reach)
+        growth, memory_ratio = self._history.growth_and_memory(reach, self._max_norm_change)
         return Balance(growth * step_size**2 * model_update * memory, decay, memory_ratio)
 
     def _transient(self, lines: Sequence[Line | None]) -> tuple[Floats, Floats]:
@@ -153,6 +160,15 @@ class NormBalance:
         return result[0], result[1]
 
 
+def _decay(line: Line) -> float | None:
+    """Returns the rate at which ln ||w||^2 would fall per step if there were no updates."""
+    if line.decay_rate is None:
+        return None
+    delay = line.updates.delay if line.filtered_decay and line.updates is not None else 0.0
+    shrinking = line.decay_rate * (1 + line.decay_rate * delay)
+    return -2 * math.log1p(-shrinking) if shrinking < 1 else None
+
+
 def _step_size(line: Line) -> float:
     """Returns the size of an update over that of the (normalised) gradient, up to a constant."""
     energy = line.updates.energy if line.updates is not None else None
@@ -164,7 +180,7 @@ class _History:
 
     _NAMES = (
         *("log_before", "log_after", "update", "decay", "step_size"),
-        *("model_update", "model_growth", "model_growth_in_gap"),
+        *("model_update", "model_growth", "model_growth_in_gap", "transient"),
     )
 
     def __init__(self, width: int) -> None:
@@ -179,7 +195,7 @@ class _History:
             rows[:-1] = rows[1:]
             rows[-1] = values[name]
 
-    def growth_and_memory(self, reach: Floats) -> tuple[Floats, Floats]:
+    def growth_and_memory(self, reach: Floats, max_norm_change: Floats) -> tuple[Floats, Floats]:
         """Returns growth over model, and measured memory over that of the line, (W,) each.
 
         Between two samples, the growth is the change of the norm plus the decay, if the optimizer made that change (see
@@ -187,6 +203,7 @@ class _History:
 
         Args:
             reach: Largest number of steps in the window for the growth, (W,); it has at least two samples.
+            max_norm_change: Largest change of ln ||w||^2 in this window, (W,).
         """
         rows, first = self._rows, int(np.isnan(self._steps).sum())
         steps = self._steps[first:]
@@ -195,16 +212,20 @@ class _History:
             return nothing, nothing
         before, after, decay, size = (rows[name][first:] for name in ("log_before", "log_after", "decay", "step_size"))
         inside, gap_steps, gap_change = after - before, np.diff(steps)[:, None] - 1, before[1:] - after[:-1]
+        gap_before = np.concatenate([[[0.0]], gap_steps])
         counted = _made_by_steps(inside, gap_change, gap_steps, size)
         growth, model = inside + decay, rows["model_growth"][first:].copy()
         growth[1:] += np.where(counted, gap_change + gap_steps * (decay[1:] + decay[:-1]) / 2, 0.0)
         model[1:] += np.where(counted, rows["model_growth_in_gap"][first + 1 :], 0.0)
+        # Between samples it is not known at which step the step size changed: leave out what depends on it too much.
+        steady = (np.abs(rows["transient"][first:] - 1) <= _MAX_TRANSIENT) | (gap_before == 0)
+        growth, model = np.where(steady, growth, 0.0), np.where(steady, model, 0.0)
         update, model_update = rows["update"][first:], rows["model_update"][first:]
         # From the present sample back to the last one without a value.
         known = np.logical_and.accumulate(np.isfinite(growth + model + update)[::-1], axis=0)[::-1]
         known &= known[-2]
         start = np.concatenate([[steps[0] - 1], steps[:-1]])[:, None]
-        near = (steps[-1] - start <= reach) & (np.abs(after[-1] - before) <= _MAX_NORM_CHANGE)
+        near = (steps[-1] - start <= reach) & (np.abs(after[-1] - before) <= max_norm_change)
         near = np.logical_and.accumulate(near[::-1], axis=0)[::-1]
         near[-2:] = True
 
@@ -214,7 +235,9 @@ class _History:
 
         over_model = total(growth, known) / total(model, known)
         update_over_model = total(update, known) / total(model_update, known)
-        return total(growth, known & near) / total(model, known & near), over_model / update_over_model
+        near_model = total(model, known & near)
+        near_over_model = np.where(near_model > 0, total(growth, known & near) / near_model, over_model)
+        return near_over_model, over_model / update_over_model
 
 
 def _made_by_steps(inside: Floats, gap_change: Floats, gap_steps: Floats, step_size: Floats) -> Flags:

@@ -39,7 +39,7 @@ class SampleBuilder:
     def __init__(self, weights: Sequence[TrackedWeight]) -> None:
         self._weights = list(weights)
         self._sizes = np.array([float(np.prod(weight.shape)) for weight in weights])
-        self._balance = NormBalance(len(weights))
+        self._balance = NormBalance(self._sizes)
         self._lag_angles = LagAngles()
         self._last_angle_eq: Floats | None = None
         self._recent: deque[tuple[Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
