@@ -33,4 +33,5 @@ class EverySteps:
             raise SmdtrackError(f"first_steps={self.first_steps!r}: a whole number is needed, 0 or more")
 
     def __call__(self, step: int) -> bool:
+        """Returns whether a step is sampled; steps count from 1."""
         return step <= self.first_steps or step % self.every == 0

@@ -82,7 +82,7 @@ class SampleBuilder:
             "norm_eq": self._equilibrium_norms(lines, norm, angle_eq),
             "effective_grad": gradient,
             # With a trust ratio the angle does not follow from drift and memory.
-            "memory": array_of(None if line is None or line.trust is not None else line.memory for line in lines),
+            "memory": array_of(None if line is None or line.trust is not None else line.drift_memory for line in lines),
             "time_constant": array_of(None if line is None else line.time_constant for line in lines),
             "orthogonality_residual": residual,
         }
