@@ -150,7 +150,7 @@ def review_schedule(
         found.append(_long_warmup(warmup, segments, stages))
     found += _review_drops(peak, stages)
     variant = corrected_variant(recipe.opt)
-    if variant is not None and stages[-1].reached is False and not peak.filtered_decay:
+    if variant is not None and stages[-1].reached is False and not peak.coupled:
         found.append(
             Finding(
                 "corrected-decay",
