@@ -149,7 +149,8 @@ def _decayed(core: nn.Module, model: nn.Module) -> frozenset[str]:
     """
     excluded: set[str] = set()
     with suppress(Exception):
-        listed = core.no_weight_decay() if callable(getattr(core, "no_weight_decay", None)) else ()
+        listing: Any = getattr(core, "no_weight_decay", None)
+        listed = listing() if callable(listing) else ()
         excluded = {str(name) for name in listed}
     by_id = {id(parameter): name for name, parameter in core.named_parameters()}
     return frozenset(

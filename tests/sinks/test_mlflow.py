@@ -16,6 +16,7 @@ import pytest
 
 from smdtrack.record.run import Point, RunInfo, Sample
 from smdtrack.sinks.mlflow import MLflowSink, safe_key
+from tests.said import collected_notices
 from tests.sinks.mlflow_server import free_port
 from tests.sinks.synthetic import make_info, make_points, make_samples, make_summary
 

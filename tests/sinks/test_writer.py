@@ -58,7 +58,7 @@ def test_every_sample_reaches_record_and_sinks_in_order(tmp_path):
     assert read_run(tmp_path).steps.tolist() == list(range(1, 21))
     assert [step for step, _ in sink.series("angle/conv1")] == list(range(1, 21))
     assert dict(sink.series("angle/layer1.conv"))[20] == pytest.approx(0.4)
-    assert not any(point.key.startswith("memory") for point in sink.points), "kept in the local record only"
+    assert not any(point.key.startswith("line_memory") for point in sink.points), "kept in the local record only"
     assert sink.status == "finished"
     assert writer.summary is not None
     assert read_run(tmp_path).status == "finished"
