@@ -249,7 +249,7 @@ def test_the_clients_of_real_trackers(sink: str, call: str, monkeypatch: pytest.
     wandb.teardown()
 
 
-@pytest.mark.parametrize("method", ["bind", "start", "write", "finish", "where"])
+@pytest.mark.parametrize("method", ["note_script_run", "start", "write", "finish", "destination"])
 def test_a_sink(method: str) -> None:
     good = MemorySink()
     without, _, _ = final(watched=False)
