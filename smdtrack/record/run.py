@@ -1,6 +1,6 @@
 """The data of a run, as frozen records: every reader returns them and every sink takes them."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-#: Families of per-weight values, in the order that people read them. `angle_k<K>` joins them for each lag K.
-FAMILIES = ("angle", "angle_pred", "angle_eq", "norm", "norm_eq", "effective_grad")
-#: Families that only the local record keeps, because the summary is computed from them.
+#: Families of per-weight values, in the order that people read them. `angle_k<K>` and `angle_k<K>_pred` join them for
+#: each lag K.
+FAMILIES = ("angle", "angle_pred", "angle_eq", "norm", "norm_eq", "effective_grad", "growth", "decay", "memory")
+#: Families that only the local record keeps, because the summary is computed from them. `efficiency_k<K>` joins them
+#: for each lag K.
 LOCAL_FAMILIES = ("line_memory", "time_constant", "orthogonality_residual")
 #: Families that are reference lines: trackers get them when they change, not at every sample.
 REFERENCE_FAMILIES = ("angle_eq", "norm_eq")
@@ -160,21 +162,11 @@ def points(sample: Sample, weights: tuple[TrackedWeight, ...]) -> Iterator[Point
         if np.isfinite(value):
             yield Point(key, float(value), sample.step, sample.time)
     for family, row in sample.values.items():
-        if is_local(family, sample.values):
+        if family in LOCAL_FAMILIES or family.startswith("efficiency_k"):
             continue
         for weight, value in zip(weights, row.tolist(), strict=True):
             if np.isfinite(value):
                 yield Point(f"{family}/{weight.key}", value, sample.step, sample.time)
-
-
-def is_local(family: str, families: Container[str]) -> bool:
-    """Returns whether only the local record keeps a family.
-
-    Args:
-        family: The family.
-        families: All families of the sample. Without `line_memory` among them, `memory` is that value's former name.
-    """
-    return family in LOCAL_FAMILIES or (family == "memory" and "line_memory" not in families)
 
 
 def samples_between(run: Run, after: int, last: int | None = None) -> Iterator[Sample]:

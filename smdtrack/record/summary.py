@@ -171,7 +171,7 @@ def _share_sampled(run: Run, start: int) -> float:
 def _drift_corrected(run: Run, column: Mapping[str, Floats], start: int) -> float | None:
     norm = _get(column, "norm")
     measured = np.flatnonzero(np.isfinite(norm[start:]) & np.isfinite(column["angle"][start:])) + start
-    memory = _rms(_get(column, "line_memory" if "line_memory" in column else "memory")[start:])
+    memory = _rms(_get(column, "line_memory")[start:])
     angle_eq = _rms(_get(column, "angle_eq")[start:])
     if memory is None or angle_eq is None or len(measured) < 2:
         return _rms(_get(column, "angle_pred")[start:])

@@ -108,8 +108,8 @@ class Writer:
         for delivery in self._deliveries:
             if delivery.missing:
                 notify(
-                    f"{delivery.sink.name} did not get {delivery.missing} points; all samples are in {self.info.folder},"
-                    f" `smdtrack sync {self.info.folder}` sends the rest"
+                    f"{delivery.sink.name} did not get {delivery.missing} points; all samples are in"
+                    f" {self.info.folder}: `smdtrack sync {self.info.folder}` sends the rest"
                 )
         if self.dropped:
             notify(f"{self.dropped} samples were dropped because writing could not keep up: sample less often")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from smdtrack.sinks.mlflow import MLflowSink
 from smdtrack.sinks.protocol import Sink
 from smdtrack.sinks.wandb import WandbSink
 from smdtrack.sinks.writer import Writer
+from tests.said import collected_notices
 from tests.sinks.synthetic import make_info, make_samples
 from tests.sinks.test_wandb import records
 
@@ -119,10 +119,9 @@ def test_if_the_mlflow_run_was_deleted_a_new_one_gets_the_whole_curve_and_that_i
     if how == "deleted":
         first._client.delete_run(first.destination()["run_id"])
     second = MLflowSink() if how == "deleted" else MLflowSink(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with collected_notices() as caught:
         written(going_on(info, samples[19]), second, samples[20:])
-    assert sum("goes on in a new MLflow run" in str(warning.message) for warning in caught) == 1
+    assert sum("goes on in a new MLflow run" in message for message in caught) == 1
     assert second.destination()["run_id"] != first.destination()["run_id"]
     assert [step for step, _ in histories(second)[f"angle/{LAYER}"]] == [sample.step for sample in samples]
     assert_no_step_twice(second)
