@@ -577,7 +577,11 @@ def plain_object_as_output(s):
 def sparse_embedding(s):
     embedding = nn.Embedding(20, 6, sparse=True, max_norm=s.draw.choice([None, 1.0]))
     model = Net(
-        lambda m, t: m.o(m.bn(m.l(m.e(t).mean(1)))), e=embedding, l=nn.Linear(6, 8, bias=False), bn=nn.BatchNorm1d(8), o=tail(8)
+        lambda m, t: m.o(m.bn(m.l(m.e(t).mean(1)))),
+        e=embedding,
+        l=nn.Linear(6, 8, bias=False),
+        bn=nn.BatchNorm1d(8),
+        o=tail(8),
     )
     return Case(model, torch.randint(0, 20, (s.batch, 5)), {"l.weight": "invariant"})
 
@@ -594,7 +598,9 @@ def integer_parameter(s):
 @kind
 def scripted_submodule(s):
     body = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
-    model = Net(lambda m, x: m.o(m.bn(m.l(m.b(x)))), b=body, l=nn.Linear(6, 8, bias=False), bn=nn.BatchNorm1d(8), o=tail(8))
+    model = Net(
+        lambda m, x: m.o(m.bn(m.l(m.b(x)))), b=body, l=nn.Linear(6, 8, bias=False), bn=nn.BatchNorm1d(8), o=tail(8)
+    )
     return Case(model, s.rows(6), {"l.weight": "invariant", "b.0.weight": "sensitive"})
 
 

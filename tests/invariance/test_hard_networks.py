@@ -1,4 +1,4 @@
-"""The audit on networks that break its assumptions: right verdicts, an untouched model, and a bounded number of passes."""
+"""The audit on networks that break its assumptions: right verdicts, an untouched model, a bounded number of passes."""
 
 import random
 import warnings
