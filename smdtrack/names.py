@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-# What DDP, torch.compile, FSDP1 and activation checkpointing put into a parameter's dotted name.
+# Parts that torch.compile, FSDP1 and activation checkpointing add to a parameter's dotted name.
 _WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# `module` is also an ordinary attribute name, so it is taken away only where a wrapper puts it: in front.
+# DDP's and DataParallel's part. `module` is also an ordinary attribute name, so it is removed only at the front.
 _WRAPPER_PREFIXES = ("module.",)
 
 
@@ -25,7 +25,7 @@ def canonical_name(name: str) -> str:
 
 
 def selected(name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> bool:
-    """Whether globs select a weight: some `include` matches (none given: all do) and no `exclude` does.
+    """Returns whether a weight is selected: an `include` matches, or none is given, and no `exclude` matches.
 
     A glob matches the whole dotted name (`layer1.*`, `*.conv2.weight`); case counts.
     """
@@ -35,12 +35,12 @@ def selected(name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()
 
 
 def unmatched_globs(globs: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Returns the globs that match none of the names: nearly always a typing error worth saying."""
+    """Returns the globs that match none of the names."""
     return [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
 
 
 def short_weight_name(name: str) -> str:
-    """Returns the layer's name: the parameter's without a closing `.weight`, as the trackers' keys carry it."""
+    """Returns the layer's name, which metric keys use: the parameter's name without a closing `.weight`."""
     return name[: -len(".weight")] if name.endswith(".weight") else name
 
 

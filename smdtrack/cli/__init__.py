@@ -1,17 +1,17 @@
 """The `smdtrack` command: one file per subcommand, imported when it is called."""
 
-import difflib
 import importlib
 import pkgutil
 from typing import Any
 
 import click
 
+from smdtrack.names import did_you_mean
 from smdtrack.notices import SmdtrackError
 
 
 class _Commands(click.Group):
-    """Finds subcommands as modules of this package, so that `--help` imports none of the heavy ones."""
+    """Finds subcommands as modules of this package and imports them when they are called: `--help` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
@@ -26,9 +26,10 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
-            guess = f" Did you mean {near[0]}?" if near else ""
-            message = f"No command {args[0]!r}.{guess} There are {', '.join(self.list_commands(ctx))}."
+            near = did_you_mean(args[0], self.list_commands(ctx), 1)
+            message = (
+                f"no command {args[0]!r}{f' ({near})' if near else ''}; there are {', '.join(self.list_commands(ctx))}"
+            )
             raise click.UsageError(message, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -36,7 +37,7 @@ class _Commands(click.Group):
             formatter.write_dl([(name, _SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Wrong usage is one line and exit code 2, wherever it was found."""
+        """Prints wrong usage as one line and exits with code 2, wherever it was detected."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
@@ -47,11 +48,18 @@ class _Commands(click.Group):
         raise click.exceptions.Exit(2)
 
 
-# Said here, not read from the commands: `smdtrack --help` must not import torch.
+# Kept here and not read from the commands, so that `smdtrack --help` does not import torch.
 _SUMMARIES = {
     "audit": "Which weights of a model are scale-invariant, why, and at what scope.",
+    "compare": "Runs side by side: how each weight's angle changed, and how theory says it must.",
+    "demo": "Train a recipe that comes with the package, tracked.",
+    "list": "The local runs, newest first.",
     "predict": "The equilibrium angle and time constant of a recipe, before training.",
+    "report": "One self-contained page for one run or several.",
     "run": "Run an unmodified training script with its angular updates tracked.",
+    "show": "One run in the terminal: table, verdict, reasons, what to do.",
+    "sync": "Send to a tracker what it has not got of a local record.",
+    "translate": "The same angular update under another optimizer, batch size or length.",
 }
 
 

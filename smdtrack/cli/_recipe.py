@@ -1,261 +1,232 @@
-"""A recipe's options as timm's train.py takes them: its defaults, then its args.yaml, then the flags."""
+"""The options that describe a recipe: named as in timm's train.py, read from flags and from timm's YAML.
 
-import contextlib
+click does the reading. The YAML given by `--config` becomes the command's `default_map`, so that a flag wins over the
+file, and the file over the defaults, which are those of `smdtrack.planning.recipe.Recipe`.
+"""
+
+import dataclasses
 import difflib
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from smdtrack.cli._variadic import key_values
+from smdtrack.cli._option_types import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Name, Switch, WholeNumber
+from smdtrack.cli._variadic import KeyValue, as_pairs
+from smdtrack.planning.recipe import Recipe, scaled_lr
 
-# timm's own defaults (train.py), except lr and weight decay, which have to be said.
-DEFAULTS: dict[str, Any] = {
-    "opt": "sgd",
-    "momentum": 0.9,
-    "opt_eps": None,
-    "opt_betas": None,
-    "opt_kwargs": {},
-    "sched": "cosine",
-    "sched_on_updates": False,
-    "epochs": 300,
-    "warmup_epochs": 5,
-    "warmup_lr": 1e-5,
-    "warmup_prefix": False,
-    "min_lr": 0.0,
-    "decay_epochs": None,
-    "decay_milestones": [90, 180, 270],
-    "decay_rate": 0.1,
-    "cooldown_epochs": 0,
-    "patience_epochs": 10,
-    "lr_cycle_mul": 1.0,
-    "lr_cycle_decay": 0.5,
-    "lr_cycle_limit": 1,
-    "lr_k_decay": 1.0,
-    "lr_decay_fn": None,
-    "lr_stable_timescale": None,
-    "lr_noise": None,
-    "lr_noise_pct": 0.67,
-    "lr_noise_std": 1.0,
-    "seed": 42,
-}
-#: Further keys of timm's args.yaml that are read.
-_SCALING = ("lr_base", "lr_base_size", "lr_base_scale", "batch_size", "world_size", "grad_accum_steps")
-#: Keys of timm's that look like a slip of the pen for one of those above and are none.
-_LOOKALIKES = ("bn_momentum", "layer_decay", "train_batch_sizes", "val_batch_size", "validation_batch_size")
-_TEXTS = ("opt", "sched", "lr_decay_fn", "lr_base_scale")
-_SWITCHES = ("sched_on_updates", "warmup_prefix")
-_LISTS = ("opt_betas", "decay_milestones", "lr_noise")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
-_POSITIVE = "positive"
-_NOT_NEGATIVE = "0 or more"
-#: What a number must be; those that are None may be left out.
-_RANGES: dict[str, str] = {
-    "lr": _POSITIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "momentum": "in [0, 1)",
-    "opt_eps": _NOT_NEGATIVE,
-    "epochs": _POSITIVE,
-    "warmup_epochs": _NOT_NEGATIVE,
-    "warmup_lr": _NOT_NEGATIVE,
-    "min_lr": _NOT_NEGATIVE,
-    "decay_epochs": _POSITIVE,
-    "decay_rate": _NOT_NEGATIVE,
-    "cooldown_epochs": _NOT_NEGATIVE,
-    "patience_epochs": _NOT_NEGATIVE,
-    "lr_cycle_mul": _POSITIVE,
-    "lr_cycle_decay": _POSITIVE,
-    "lr_cycle_limit": _POSITIVE,
-    "lr_k_decay": _POSITIVE,
-    "lr_stable_timescale": _POSITIVE,
-    "lr_noise_pct": _NOT_NEGATIVE,
-    "lr_noise_std": _NOT_NEGATIVE,
-    "lr_base": _POSITIVE,
-    "lr_base_size": _POSITIVE,
-    "batch_size": _POSITIVE,
-    "world_size": _POSITIVE,
-    "grad_accum_steps": _POSITIVE,
-}
-_HOLDS = {
-    _POSITIVE: lambda value: value > 0,
-    _NOT_NEGATIVE: lambda value: value >= 0,
-    "in [0, 1)": lambda value: 0 <= value < 1,
-}
-_WHOLE = ("epochs", "lr_cycle_limit", "batch_size", "world_size", "grad_accum_steps")
+#: More epochs than any training has; every epoch is one evaluation of the schedule.
 MOST_EPOCHS = 100_000
-#: Schedules that end at `min_lr`, and those in which `decay_rate` is the factor of a drop.
-_ENDING_AT_MIN_LR = ("cosine", "tanh", "poly", "wsd", "rsqrt")
-_DROPPING = ("step", "multistep", "plateau")
+_RECIPE_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+#: Options of timm's whose names resemble one of those below without being a misspelling of it.
+_LOOKALIKES = ("bn_momentum", "train_batch_sizes", "val_batch_size", "validation_batch_size", "model", "sched_type")
+#: Options that describe the schedule. One of them, or a config, asks for a prediction of all its stages.
+_OF_THE_SCHEDULE = (
+    *("sched", "sched_on_updates", "epochs", "warmup_epochs", "warmup_lr", "warmup_prefix", "min_lr"),
+    *("decay_epochs", "decay_milestones", "decay_rate", "cooldown_epochs", "patience_epochs"),
+    *("lr_cycle_mul", "lr_cycle_decay", "lr_cycle_limit", "lr_k_decay", "lr_decay_fn", "lr_stable_timescale"),
+)
+#: Where a context keeps the config's keys that are no options of its command.
+_UNUSED = "smdtrack.unused_keys"
 
 
-def recipe(args_file: str | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """timm's defaults, then the file, then the flags.
+def _option(*flags: str, type: Any, **settings: Any) -> Callable[[Command], Command]:
+    """An option whose default is that of the `Recipe`'s field of the same name; None for other options."""
+    field = _RECIPE_FIELDS.get(flags[0].removeprefix("--").replace("-", "_"))
+    default = None if field is None or field.default is dataclasses.MISSING else field.default
+    if isinstance(type, Switch):
+        settings["is_flag"] = True
+    show = default is not None and "show_default" not in settings
+    return click.option(*flags, type=type, default=default, **{"show_default": show, **settings})
 
-    Args:
-        args_file: timm's args.yaml, or None.
-        flags: None, or empty, where a flag was not given.
 
-    Returns:
-        The options, and remarks for the user.
+def _read_config(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    """Puts the options of timm's YAML into the context's `default_map`."""
+    if path is not None:
+        ctx.default_map = {**(ctx.default_map or {}), **config_options(path, ctx)}
+    return path
+
+
+_OPTIONS = (
+    click.option(
+        "--config",
+        "-c",
+        type=click.Path(dir_okay=False),
+        is_eager=True,
+        callback=_read_config,
+        help="timm's args.yaml or a YAML for its --config. Flags override it.",
+    ),
+    _option("--opt", type=Name(), help="Optimizer, by its timm name. sgd is Nesterov's, momentum is plain heavy-ball."),
+    _option("--lr", type=POSITIVE, help="Learning rate (required here or in the config)."),
+    _option("--weight-decay", type=NOT_NEGATIVE, help="Weight decay (required here or in the config)."),
+    _option("--momentum", type=BELOW_ONE, help="Momentum."),
+    _option("--opt-betas", type=BELOW_ONE, multiple=True, metavar="BETA...", help="Betas of the optimizer."),
+    _option("--opt-eps", type=NOT_NEGATIVE, help="Epsilon of the optimizer."),
+    _option("--opt-kwargs", type=KeyValue(), multiple=True, metavar="KEY=VALUE...", help="Other optimizer arguments."),
+    _option("--sched", type=Name(), help="Schedule: cosine, tanh, step, multistep, poly, wsd, constant, none, ..."),
+    _option("--sched-on-updates", type=Switch(), help="Change the learning rate at every update, not every epoch."),
+    _option("--epochs", type=WholeNumber(min=1, max=MOST_EPOCHS), help="Epochs."),
+    _option("--warmup-epochs", type=NOT_NEGATIVE, help="Epochs of warm-up."),
+    _option("--warmup-lr", type=NOT_NEGATIVE, help="Learning rate at the beginning of the warm-up."),
+    _option("--warmup-prefix", type=Switch(), help="Do the warm-up before the schedule instead of within it."),
+    _option("--min-lr", type=NOT_NEGATIVE, help="Learning rate at which cosine, tanh, poly, wsd and rsqrt end."),
+    _option(
+        "--decay-epochs", type=POSITIVE, help="Epochs between drops (step; timm's default is 90); see timm for wsd."
+    ),
+    _option(
+        "--decay-milestones", type=POSITIVE, multiple=True, metavar="EPOCH...", help="Epochs of multistep's drops."
+    ),
+    _option("--decay-rate", "--dr", type=NOT_NEGATIVE, help="Factor of each drop; the power of poly."),
+    _option("--cooldown-epochs", type=NOT_NEGATIVE, help="Epochs at --min-lr after a cyclic schedule."),
+    _option("--patience-epochs", type=WholeNumber(min=0), help="Patience of the plateau schedule."),
+    _option("--lr-cycle-mul", type=POSITIVE, help="Factor of the cycle length from cycle to cycle."),
+    _option("--lr-cycle-decay", type=POSITIVE, help="Factor of the learning rate from cycle to cycle."),
+    _option("--lr-cycle-limit", type=COUNT, help="Number of cycles."),
+    _option("--lr-k-decay", type=POSITIVE, help="k-decay of cosine and poly."),
+    _option("--lr-decay-fn", type=Name(), help="Decay function of wsd and rsqrt."),
+    _option("--lr-stable-timescale", type=POSITIVE, help="Timescale of rsqrt, in epochs."),
+    _option("--lr-noise", type=NOT_NEGATIVE, multiple=True, metavar="SHARE...", hidden=True),
+    _option("--lr-noise-pct", type=NOT_NEGATIVE, hidden=True),
+    _option("--lr-noise-std", type=NOT_NEGATIVE, hidden=True),
+    _option("--seed", type=WholeNumber(), hidden=True),
+    _option("--lr-base", type=POSITIVE, help="Learning rate for a batch of --lr-base-size, if there is no --lr."),
+    _option("--lr-base-size", type=COUNT, help="Batch that --lr-base is meant for.  [default: 256]"),
+    _option("--lr-base-scale", type=Name(), help="sqrt or linear in the batch size (default: by the optimizer)."),
+    _option("--batch-size", type=COUNT, help="Images per process and backward pass, for --lr-base."),
+    _option("--world-size", type=COUNT, help="Number of processes, for --lr-base."),
+    _option("--grad-accum-steps", type=COUNT, help="Backward passes per optimizer step, for --lr-base."),
+    _option("--layer-decay", type=POSITIVE, help="Factor of the learning rate from each layer to the one before it."),
+    _option("--layer-decay-min-scale", type=NOT_NEGATIVE, hidden=True),
+    _option("--layer-decay-no-opt-scale", type=NOT_NEGATIVE, hidden=True),
+    _option("--clip-grad", type=POSITIVE, help="Gradient clipping, off by default."),
+    _option("--clip-mode", type=Name(), help="norm, value or agc."),
+    _option("--model-ema", type=Switch(), help="Average the weights."),
+    _option("--model-ema-decay", type=BELOW_ONE, help="Decay of the average per step."),
+)
+#: What `scaled_lr` takes beside the optimizer's name.
+_SCALING = ("lr_base", "batch_size", "lr_base_size", "lr_base_scale", "world_size", "grad_accum_steps")
+
+
+def recipe_options(command: Command) -> Command:
+    """Adds all options of a recipe to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+#: A command that is never run: it reads a YAML where there are no flags.
+_READER = recipe_options(click.Command("recipe"))
+
+
+def config_options(path: str, ctx: click.Context) -> dict[str, Any]:
+    """Returns what a timm YAML says about the options of the context's command, converted to their types.
 
     Raises:
-        click.UsageError: In one line, where something is missing, out of range or contradictory.
+        click.BadParameter: The file cannot be read, is not YAML or not a mapping, has a key that resembles an option
+            but is none, or a value that the option does not take. The message names the file.
     """
-    options, remarks = dict(DEFAULTS), []
-    given = _read(args_file) if args_file else {}
-    options.update({name: value for name, value in given.items() if value is not None})
-    for name, value in flags.items():
-        if name == "opt_kwargs":
-            value = key_values(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        if value is not None and value != [] and value != {}:
-            options[name] = value
-    for name in options:
-        _check(name, options, where=args_file if args_file and flags.get(name) in (None, (), False) else None)
-    if options.get("lr") is None and given.get("lr_base") and given.get("batch_size"):
-        options["lr"] = _scaled_lr(options)
-        if "world_size" not in options:
-            remarks.append(
-                f"lr {options['lr']:.4g} from lr_base and the batch of one process; for N of them give --lr, N times "
-                "(Adam's kin and LAMB: root N times) that"
-            )
-    for name in ("lr", "weight_decay"):
-        if options.get(name) is None:
-            raise click.UsageError(f"{flag(name)} is missing: give it here or in --args.")
-    _agree(options)
-    if options["sched"] != "none" and options["warmup_epochs"] >= options["epochs"] and not options["warmup_prefix"]:
-        remarks.append(
-            f"warm-up ({options['warmup_epochs']:g} epochs) takes the whole run ({options['epochs']:g} epochs)"
-        )
-    return options, remarks
+    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
+    content = _load(path)
+    found: dict[str, Any] = {}
+    unused: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        # The model is built only if a flag asks for it: that takes seconds, and a config may name one to be downloaded.
+        if name in options and name not in ("config", "model"):
+            if value is not None:
+                found[name] = _converted(options[name], value, ctx, path)
+            continue
+        unused[str(key)] = value
+        if name not in _LOOKALIKES:
+            near = difflib.get_close_matches(name, [str(option) for option in options], 1, cutoff=0.8)
+            if near and near[0] not in content:
+                raise click.BadParameter(f"timm has no option {key!r} ({path}); did you mean {near[0]}?")
+    ctx.meta[_UNUSED] = unused
+    return found
 
 
-def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The optimizer's arguments beside lr and weight decay, as timm's train.py passes them, and remarks."""
-    from timm.optim import get_optimizer_info
-
-    name = str(options["opt"])
-    info = get_optimizer_info(name.lower().removeprefix("lookahead_"))
-    found, remarks = {"momentum": options["momentum"]}, []
-    if options["opt_betas"]:
-        if not info.has_betas:
-            remarks.append(f"--opt-betas is ignored, as timm does: {name} has none")
-        elif len(options["opt_betas"]) != info.num_betas:
-            raise click.BadParameter(
-                f"{name} takes {info.num_betas} betas, not {len(options['opt_betas'])}", param_hint="--opt-betas"
-            )
-        found["betas"] = tuple(options["opt_betas"])
-    if options["opt_eps"] is not None:
-        if not info.has_eps:
-            remarks.append(f"--opt-eps is ignored, as timm does: {name} has none")
-        found["eps"] = options["opt_eps"]
-    for key, of in {
-        "lr": "--lr",
-        "weight_decay": "--weight-decay",
-        "momentum": "--momentum",
-        "opt": "--opt",
-        "betas": "--opt-betas",
-        "eps": "--opt-eps",
-    }.items():
-        if key in options["opt_kwargs"] and (key not in ("betas", "eps") or key in found):
-            raise click.BadParameter(f"{key!r} is given by {of}", param_hint="--opt-kwargs")
-    return {**found, **options["opt_kwargs"]}, remarks
+def unused_keys(ctx: click.Context) -> dict[str, Any]:
+    """Returns the entries of the config that the command does not use."""
+    return dict(ctx.meta.get(_UNUSED, {}))
 
 
-def flag(name: str) -> str:
-    """The flag of an option, as it is typed."""
-    return "--" + name.replace("_", "-")
+def asks_for_schedule(ctx: click.Context) -> bool:
+    """Returns whether a config or an option of the schedule was given."""
+    given = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
+    return bool(ctx.params.get("config")) or any(ctx.get_parameter_source(name) in given for name in _OF_THE_SCHEDULE)
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_recipe(path: str) -> tuple[Recipe, list[str]]:
+    """Returns the recipe that a timm YAML describes, and sentences on what was assumed.
+
+    Raises:
+        click.UsageError: as `config_options` and `recipe_from`.
+        SmdtrackError: Two settings contradict each other.
+    """
+    try:
+        return recipe_from(_READER.make_context("recipe", ["--config", path]).params)
+    except click.UsageError as error:
+        # The reader is no command of the user's: its name and its flag would only confuse.
+        raise click.UsageError(error.message, click.get_current_context(silent=True)) from error
+
+
+def _converted(option: click.Option, value: Any, ctx: click.Context, path: str) -> Any:
+    if option.multiple:
+        value = as_pairs(value)
+        value = value if isinstance(value, list) else [value]
+    try:
+        return option.type_cast_value(ctx, value)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{error.message.rstrip('.')} ({option.name} in {path})") from error
+
+
+def _load(path: str) -> Mapping[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="--args") from error
+        raise click.BadParameter(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise click.BadParameter(f"{path}{place} is not YAML: {what}", param_hint="--args") from error
+        place = f", line {mark.line + 1}," if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise click.BadParameter(f"{path}{place} is not YAML: {problem}") from error
     if not isinstance(content, dict):
-        raise click.BadParameter(f"{path} holds no options (timm's args.yaml is a mapping)", param_hint="--args")
-    known = [*DEFAULTS, "lr", "weight_decay", *_SCALING]
-    for name in content:
-        if name in known or name in _LOOKALIKES:
-            continue
-        near = difflib.get_close_matches(str(name).replace("-", "_"), known, 1, cutoff=0.8)
-        if near and near[0] not in content:
-            raise click.BadParameter(
-                f"{name!r} in {path} is no option of timm's; did you mean {near[0]}?", param_hint="--args"
-            )
+        raise click.BadParameter(f"{path} holds no options; timm's args.yaml is a mapping of names to values")
     return content
 
 
-def _check(name: str, options: dict[str, Any], where: str | None) -> None:
-    """Brings one option to its type, numbers in text included (YAML takes 1e-3 for text), and checks its range."""
-    value, hint = options[name], flag(name) + (f" in {where}" if where else "")
-    if value is None:
-        return
-    if name in _RANGES:
-        options[name] = value = _number(value, hint)
-        if not _HOLDS[_RANGES[name]](value):
-            raise click.BadParameter(f"{value!r} is not {_RANGES[name]}", param_hint=hint)
-        if name in _WHOLE:
-            if value != int(value):
-                raise click.BadParameter(f"{value!r} is not a whole number", param_hint=hint)
-            options[name] = int(value)
-        if name == "epochs" and value > MOST_EPOCHS:
-            raise click.BadParameter(f"{value!r} is more than {MOST_EPOCHS}", param_hint=hint)
-    elif name in _LISTS:
-        values = value if isinstance(value, (list, tuple)) else [value]
-        options[name] = values = [_number(entry, hint) for entry in values]
-        if name == "opt_betas" and not all(0 <= beta < 1 for beta in values):
-            raise click.BadParameter(f"betas {values!r} are not all in [0, 1)", param_hint=hint)
-        if name == "decay_milestones" and (min(values, default=1) <= 0 or values != sorted(values)):
-            raise click.BadParameter(f"{values!r} are not epochs in ascending order", param_hint=hint)
-    elif name in _TEXTS and not isinstance(value, str):
-        raise click.BadParameter(f"{value!r} is not a name", param_hint=hint)
-    elif name in _SWITCHES and not isinstance(value, bool):
-        raise click.BadParameter(f"{value!r} is neither true nor false", param_hint=hint)
-    elif name == "opt_kwargs" and not isinstance(value, Mapping):
-        raise click.BadParameter(f"{value!r} is not of the form key: value", param_hint=hint)
+def recipe_from(values: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
+    """Returns the recipe that a command's option values describe, and sentences on what was assumed.
 
+    Args:
+        values: by option name, as click passes them; names that are no setting of a recipe are left out.
 
-def _number(value: Any, hint: str) -> float:
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise click.BadParameter(f"{value!r} is not a number", param_hint=hint)
-    if not math.isfinite(value):
-        raise click.BadParameter(f"{value!r} is not a finite number", param_hint=hint)
-    return value
-
-
-def _agree(options: Mapping[str, Any]) -> None:
-    """Raises where two options contradict each other."""
-    sched = options["sched"]
-    if sched in _ENDING_AT_MIN_LR and options["min_lr"] > options["lr"]:
-        raise click.BadParameter(
-            f"{options['min_lr']!r} is above the learning rate of {options['lr']!r}", param_hint="--min-lr"
-        )
-    if sched in _DROPPING and options["decay_rate"] > 1:
-        raise click.BadParameter(
-            f"{options['decay_rate']!r} would raise the learning rate; a factor in [0, 1] lowers it",
-            param_hint="--decay-rate",
-        )
-
-
-def _scaled_lr(options: Mapping[str, Any]) -> float:
-    """timm's rule: lr_base times the batch over its base size, by the square root for Adam's kin and LAMB."""
-    batch = options["batch_size"] * options.get("world_size", 1) * options.get("grad_accum_steps", 1)
-    ratio = batch / options.get("lr_base_size", 256)
-    scale = options.get("lr_base_scale") or (
-        "sqrt" if any(part in str(options["opt"]).lower() for part in ("ada", "lamb")) else "linear"
-    )
-    return float(options["lr_base"] * (math.sqrt(ratio) if scale == "sqrt" else ratio))
+    Raises:
+        click.UsageError: The learning rate or the weight decay is missing.
+        SmdtrackError: Two settings contradict each other.
+    """
+    settings = {name: value for name, value in values.items() if name in _RECIPE_FIELDS}
+    notes = []
+    # An option with several values is an empty tuple if it was not given. The recipe's default then holds.
+    settings = {name: value for name, value in settings.items() if value != ()}
+    settings["opt_kwargs"] = dict(values.get("opt_kwargs") or ())
+    milestones = settings.get("decay_milestones", ())
+    if list(milestones) != sorted(milestones):
+        raise click.UsageError(f"the milestones {', '.join(f'{epoch:g}' for epoch in milestones)} are not in order")
+    if settings.get("lr") is None and values.get("lr_base") and values.get("batch_size"):
+        scaling = {name: values[name] for name in _SCALING if values.get(name) is not None}
+        settings["lr"] = scaled_lr(settings["opt"], **scaling)
+        if values.get("world_size") is None:
+            notes.append(
+                f"lr {settings['lr']:.4g} from lr_base and the batch of one process; for several, give --world-size"
+            )
+    for name in ("lr", "weight_decay"):
+        if settings.get(name) is None:
+            flag = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{flag} is missing: give it here or in the config.")
+    return Recipe(**settings), notes

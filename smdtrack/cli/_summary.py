@@ -1,4 +1,4 @@
-"""The table at the end of a run, for people."""
+"""Prints a run's summary as a table."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ def print_summary(summary: Summary, folder: Path, hints: list[str], console: Con
     """Prints measured against predicted per weight, the verdict, the record's folder and how to open the trackers."""
     if console is None:
         console = Console(stderr=True, highlight=False)
-        if not console.is_terminal:  # a log file folds no lines
+        if not console.is_terminal:  # lines of a log file are not wrapped at 80 columns
             console = Console(stderr=True, highlight=False, width=140)
     console.print()
-    console.print(_table(summary))
+    console.print(summary_table(summary))
     console.print(summary.verdict, style="bold", soft_wrap=True)
     for reason in sorted({row.line_reason for row in summary.weights if row.line_reason}):
         console.print(reason, markup=False)
@@ -24,7 +24,8 @@ def print_summary(summary: Summary, folder: Path, hints: list[str], console: Con
         console.print(hint, markup=False, soft_wrap=True)
 
 
-def _table(summary: Summary) -> Table:
+def summary_table(summary: Summary) -> Table:
+    """Returns the table of measured against predicted per weight."""
     table = Table(
         title=f"Angular update per step, RMS over steps {summary.first_step} to {summary.last_step}",
         caption="mrad per optimizer step; pred: drift-corrected line; eq: equilibrium line; +-: error of sampling",
@@ -68,5 +69,5 @@ def _number(value: float | None) -> str:
 
 
 def _relative(folder: Path) -> Path:
-    """A folder below the working directory is said as a person would type it."""
+    """Returns a folder below the working directory as a relative path."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

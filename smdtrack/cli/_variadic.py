@@ -1,5 +1,7 @@
-"""Options that take several values after one flag, as argparse's nargs='+' does in timm's train.py."""
+"""Options that take several values after one flag, as argparse's `nargs="+"` does in timm's train.py."""
 
+import ast
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -9,25 +11,24 @@ class VariadicCommand(click.Command):
     """A command whose `multiple=True` options also take their values in a row: `--opt-betas 0.9 0.999`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        several = {
-            name
+        variadic = {
+            flag
             for parameter in self.params
             if isinstance(parameter, click.Option) and parameter.multiple
-            for name in parameter.opts
+            for flag in parameter.opts
         }
         spread: list[str] = []
-        current: str | None = None
-        taken = 0
+        flag: str | None = None
+        values = 0
         for argument in args:
             if argument.startswith("-") and not _is_number(argument):
-                current = argument if argument in several else None
-                taken = 0
-                spread.append(argument)
-                continue
-            if current is not None and taken > 0:
-                spread.append(current)
+                flag = argument if argument in variadic else None
+                values = 0
+            else:
+                if flag is not None and values > 0:
+                    spread.append(flag)
+                values += 1
             spread.append(argument)
-            taken += 1
         return super().parse_args(ctx, spread)
 
 
@@ -39,21 +40,23 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` pairs with Python literals where they are some, as timm's ParseKwargs reads them.
+class KeyValue(click.ParamType):  # type: ignore[type-arg]
+    """`key=value`, the value read as a Python literal if it is one, as timm's `ParseKwargs` reads it."""
 
-    Raises:
-        click.BadParameter: where there is no `=`.
-    """
-    import ast
+    name = "key=value"
 
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, separator, text = str(value).partition("=")
         if not separator or not key:
-            raise click.BadParameter(f"{pair!r} is not of the form key=value", param_hint="--opt-kwargs")
+            self.fail(f"{value!r} is not of the form key=value", param, ctx)
         try:
-            found[key] = ast.literal_eval(value)
+            return key, ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+            return key, text
+
+
+def as_pairs(value: Any) -> Any:
+    """Returns a mapping as the list of pairs that a `multiple=True` option of `KeyValue` takes; others unchanged."""
+    return list(value.items()) if isinstance(value, Mapping) else value

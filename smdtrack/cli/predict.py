@@ -1,227 +1,215 @@
-"""`smdtrack predict`: what lr, weight decay and schedule will do to the weights, before training."""
+"""`smdtrack predict`: what learning rate, weight decay and schedule will do to the weights, before training."""
 
-import difflib
+import dataclasses
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from smdtrack.cli._recipe import arguments, recipe
+from smdtrack.cli._option_types import COUNT, POSITIVE, WEIGHT_SHAPE
+from smdtrack.cli._recipe import asks_for_schedule, recipe_from, recipe_options, unused_keys
 from smdtrack.cli._variadic import VariadicCommand
 
 if TYPE_CHECKING:
-    from smdtrack.planning.plan import Plan
+    from torch import nn
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+    from smdtrack.planning.model_weights import WeightGroup
+    from smdtrack.planning.plan import Plan
+    from smdtrack.planning.solve import Solution
+
 EXAMPLE = """\b
-Example:
+Examples:
+  smdtrack predict --opt momentum --lr 0.1 --weight-decay 1e-4
+  smdtrack predict --config args.yaml --steps-per-epoch 1251 --fail-on warning
   smdtrack predict --opt sgd --lr 0.1 --weight-decay 1e-4 --momentum 0.9 \\
       --sched cosine --epochs 100 --steps-per-epoch 5004 --warmup-epochs 5
 """
-#: Any weight decay will do to see how the angle goes with it.
-_UNIT_DECAY = 1e-4
-
-
-def _option(*flags: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option that is None unless given, so that the file and timm's defaults come after it."""
-    return click.option(*flags, default=None, **settings)
 
 
 @click.command(cls=VariadicCommand, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
-@_option("--args", "args_file", type=click.Path(dir_okay=False), help="timm's args.yaml; flags given here override it.")
-@_option("--opt", help="Optimizer, by its timm name (default: sgd, which is Nesterov).")
-@_option("--lr", type=float, help="Learning rate (required here or in --args).")
-@_option("--weight-decay", type=float, help="Weight decay (required here or in --args).")
-@_option("--momentum", type=float, help="Momentum (default: 0.9).")
-@click.option("--opt-betas", type=float, multiple=True, metavar="BETA...", help="Betas of the optimizer.")
-@_option("--opt-eps", type=float, help="Epsilon of the optimizer.")
-@click.option("--opt-kwargs", multiple=True, metavar="KEY=VALUE...", help="Further arguments of the optimizer.")
-@_option("--sched", help="Schedule, one of timm's: cosine, step, multistep, poly, wsd, ... (default: cosine).")
-@click.option("--sched-on-updates", is_flag=True, default=None, help="Step the schedule on updates, not on epochs.")
-@_option("--epochs", type=int, help="Epochs (default: 300).")
-@_option("--steps-per-epoch", type=int, help="Optimizer steps per epoch (required).")
-@_option("--warmup-epochs", type=int, help="Epochs of warm-up (default: 5).")
-@_option("--warmup-lr", type=float, help="Learning rate that warm-up begins with (default: 1e-5).")
-@click.option("--warmup-prefix", is_flag=True, default=None, help="Warm-up comes before the schedule, not out of it.")
-@_option("--min-lr", type=float, help="Lower bound of cyclic schedules (default: 0).")
-@_option("--decay-epochs", type=float, help="Epochs between drops (step; default: 90), length of the decay (wsd).")
-@click.option("--decay-milestones", type=int, multiple=True, metavar="EPOCH...", help="Drops of multistep.")
-@_option("--decay-rate", "--dr", type=float, help="Factor of each drop (default: 0.1).")
-@_option("--cooldown-epochs", type=int, help="Epochs at min-lr after a cyclic schedule (default: 0).")
-@_option("--patience-epochs", type=int, help="Patience of the plateau schedule (default: 10).")
-@_option("--lr-cycle-mul", type=float, help="Cycle length multiplier (default: 1).")
-@_option("--lr-cycle-decay", type=float, help="Factor from cycle to cycle (default: 0.5).")
-@_option("--lr-cycle-limit", type=int, help="Number of cycles (default: 1).")
-@_option("--lr-decay-fn", help="Decay function of wsd and rsqrt.")
-@_option("--lr-stable-timescale", type=float, help="Timescale of rsqrt, in epochs.")
-@_option("--lr-k-decay", type=float, help="k-decay of cosine and poly (default: 1).")
+@recipe_options
+@click.option("--steps-per-epoch", type=COUNT, help="Optimizer steps per epoch; needed for a schedule.")
+@click.option("--weight-shape", **WEIGHT_SHAPE)
 @click.option(
-    "--weight-shape",
-    default="64,64,3,3",
-    show_default=True,
-    help="Shape of the weight, for optimizers that look at it (Muon).",
+    "--model",
+    metavar="NAME",
+    help="timm model whose weights give groups (layer decay), shapes and initial norms. Builds the model.",
 )
+@click.option("--effective-grad", type=POSITIVE, help="||g|| ||w|| for the equilibrium norm under SGD, with --model.")
 @click.option(
     "--start-norm",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Initial norm over the equilibrium norm at the largest lr.",
+    type=POSITIVE,
+    help="Initial norm over the equilibrium norm at the largest learning rate.  [default: 1/4 to 4, or from --model]",
 )
-@_option("--angle", type=float, help="Wanted angular update (rad per step): says which decay gives it.")
+@click.option("--target-angle", type=POSITIVE, help="Angular update in rad per step: says which setting gives it.")
+@click.option("--fail-on", type=click.Choice(["warning", "note"]), help="Exit with code 1 if there is one, for CI.")
 @click.option("--list", "list_all", is_flag=True, help="List all optimizers with their kind of line.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
 def command(
-    args_file: str | None,
+    ctx: click.Context,
+    /,
     list_all: bool,
     as_json: bool,
-    weight_shape: str,
-    start_norm: float,
-    angle: float | None,
+    weight_shape: tuple[int, ...],
+    model: str | None,
+    effective_grad: float | None,
+    start_norm: float | None,
+    target_angle: float | None,
+    fail_on: str | None,
     steps_per_epoch: int | None,
-    **flags: Any,
+    **options: Any,
 ) -> None:
-    """The equilibrium angle, its time constant, and what each stage of the schedule reaches, before training."""
+    """Print how far weights will turn per step in equilibrium, and how long they take to get there.
+
+    With an optimizer, a learning rate and a weight decay: the angle and its time constant. With a schedule (any of its
+    options, or a config): what each stage reaches. Warns of what is likely to surprise, and says what would change it.
+    """
     if list_all:
         _list(as_json)
         return
-    options, remarks = recipe(args_file, flags)
-    if steps_per_epoch is None:
-        raise click.UsageError("--steps-per-epoch is missing: the number of optimizer steps in an epoch.")
-    _positive("--steps-per-epoch", steps_per_epoch)
-    _positive("--start-norm", start_norm)
-    if angle is not None:
-        _positive("--angle", angle)
-    _check_optimizer(str(options["opt"]))
-    shape = _shape(weight_shape)
-    of_the_optimizer, more = arguments(options)
-    prediction, further = _predict(options, of_the_optimizer, shape, steps_per_epoch, start_norm, angle)
-    remarks += more + further
+    recipe, notes = recipe_from(options)
+    with_schedule = asks_for_schedule(ctx)
+    if with_schedule and steps_per_epoch is None:
+        if not options["config"]:
+            raise click.UsageError("--steps-per-epoch is missing: a schedule needs the optimizer steps in an epoch.")
+        notes.append("the schedule is not shown: give --steps-per-epoch, the optimizer steps in an epoch")
+    if model is not None and start_norm is not None:
+        raise click.UsageError("give --model or --start-norm, not both: the model has initial norms of its own.")
+    if effective_grad is not None and model is None:
+        raise click.UsageError("--effective-grad needs --model: it compares the model's norms with equilibrium.")
+    from smdtrack.planning.lr_schedule import check_optimizer
+    from smdtrack.planning.plan import make_plan
+
+    check_optimizer(recipe.opt)
+    plan = make_plan(
+        recipe,
+        steps_per_epoch,
+        with_schedule=with_schedule,
+        shape=weight_shape,
+        start_norm=start_norm,
+        model=None if model is None else _built(model),
+        effective_gradient=effective_grad,
+        wanted_angle=target_angle,
+    )
+    notes += plan.notes
+    unused = unused_keys(ctx)
+    if model is None and "model" in unused:
+        notes.append(f"give --model {unused['model']} for the groups and initial norms of the config's model")
     if as_json:
-        for remark in (*remarks, *prediction.warnings):
-            click.echo(f"warning: {remark}", err=True)
-        click.echo(json.dumps(_document(options["opt"], prediction), indent=2, allow_nan=False))
-        return
+        click.echo(json.dumps(_document(plan, notes, unused), indent=2, allow_nan=False))
+    else:
+        _print(plan, notes, unused)
+    levels = {finding.level for finding in plan.findings}
+    if fail_on in levels or (fail_on == "note" and levels):
+        ctx.exit(1)
+
+
+def _built(name: str) -> "nn.Module":
+    """Returns a timm model with its initial weights, the same at every call."""
+    import torch
+
+    from smdtrack.cli._zoo import create, model_names
+
+    (known,) = model_names([name])[:1]
+    torch.manual_seed(0)
+    return create(known)
+
+
+def _print(plan: "Plan", notes: list[str], unused: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from smdtrack.cli._plan_text import show, wrapped
+    from smdtrack.cli._plan_text import WIDEST, show, wrapped
 
     console = Console(highlight=False, soft_wrap=True)
-    # narrower than this rich would cut the table off; a line that wraps loses nothing
+    # rich would cut the table in a narrower terminal. A line that the terminal wraps loses nothing.
     console.width = max(console.width, 80)
-    show(prediction, console)
-    for remark in remarks:
-        console.print(wrapped("note: ", remark, console.width), markup=False)
+    show(plan, console)
+    notes = list(notes)
+    # The model has a note of its own, and options that are off need none.
+    given = [name for name, value in unused.items() if value not in (None, False, "", 0, [], {}) and name != "model"]
+    if given:
+        notes.append(f"not used by the prediction, from the config: {', '.join(given)}")
+    for note in notes:
+        console.print(wrapped("note: ", note, min(console.width, WIDEST)), markup=False)
 
 
-def _predict(
-    options: Mapping[str, Any],
-    of_the_optimizer: Mapping[str, Any],
-    shape: tuple[int, ...],
-    steps_per_epoch: int,
-    start_norm: float,
-    angle: float | None,
-) -> "tuple[Plan, list[str]]":
-    from smdtrack.planning.lr_schedule import optimizer_of, pieces
-    from smdtrack.planning.plan import plan
-    from smdtrack.theory import identify
-
-    decay = options["weight_decay"]
-    optimizer = optimizer_of(options["opt"], options["lr"], decay, shape, of_the_optimizer)
-    family = identify(optimizer)
-    group = dict(optimizer.param_groups[0])
-    schedule, remarks = pieces(optimizer, steps_per_epoch, options)
-    unit = None
-    if angle is not None and decay == 0:
-        unit = (
-            _UNIT_DECAY,
-            family.line({**group, "lr": max(piece.lr for piece in schedule), "weight_decay": _UNIT_DECAY}, shape),
-        )
-    return plan(
-        schedule,
-        lambda lr: family.line({**group, "lr": lr}, shape),
-        decay,
-        warmup_epochs=options["warmup_epochs"] if options["sched"] != "none" else 0,
-        start_norm=start_norm,
-        wanted_angle=angle,
-        unit_decay=unit,
-    ), remarks
-
-
-def _positive(flag: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise click.BadParameter(f"{value!r} is not positive", param_hint=flag)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if len(shape) < 2 or min(shape) < 1:
-        raise click.BadParameter(f"{text!r} is not a shape such as 64,64,3,3", param_hint="--weight-shape")
-    return shape
-
-
-def _check_optimizer(name: str) -> None:
-    """Raises with near names where timm does not know the optimizer, or with the package that is absent."""
-    from timm.optim import list_optimizers
-
-    known = [str(entry) for entry in list_optimizers()]
-    bare = name.lower().removeprefix("lookahead_")
-    if bare not in known:
-        near = difflib.get_close_matches(bare, known, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "`smdtrack predict --list` shows all."
-        raise click.BadParameter(f"{name!r} is not an optimizer of timm's; {hint}", param_hint="--opt")
-    from smdtrack.theory.catalogue import absent
-
-    missing = absent(bare)
-    if missing:
-        raise click.BadParameter(f"{name!r} {missing}", param_hint="--opt")
-
-
-def _document(name: str, prediction: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    peak = prediction.peak
+def _document(plan: "Plan", notes: list[str], unused: dict[str, Any]) -> dict[str, Any]:
+    """Returns the prediction as JSON values; angles in radian per step, times in optimizer steps."""
+    peak = plan.peak
+    timescale = 1 / peak.decay_rate if peak.decay_rate and peak.angular_update else None
+    per_epoch = plan.steps_per_epoch
+    in_epochs = None if per_epoch is None or peak.time_constant is None else peak.time_constant / per_epoch
     return {
-        "optimizer": name,
+        "optimizer": plan.recipe.opt,
+        "lr": plan.recipe.lr,
+        "weight_decay": plan.recipe.weight_decay,
         "kind": peak.kind,
         "angular_update": peak.angular_update or None,
         "memory": peak.memory,
         "decay_rate": peak.decay_rate,
+        "decay_timescale": timescale,
+        "decay_timescale_epochs": None if per_epoch is None or timescale is None else timescale / per_epoch,
         "time_constant": peak.time_constant,
+        "time_constant_epochs": in_epochs,
+        "run_time_constants": plan.time_constants,
+        "formula": peak.formula or None,
         "source": peak.source or None,
         "assumptions": list(peak.assumptions),
-        "stages": [asdict(stage) for stage in prediction.stages],
+        "reason": peak.reason,
+        "groups": [_group(group) for group in plan.groups],
+        "start_norms": list(plan.start_norms) if plan.curve else None,
+        "stages": [dataclasses.asdict(stage) for stage in plan.stages],
+        "findings": [dataclasses.asdict(finding) for finding in plan.findings],
+        "target": None if plan.solution is None else _target(plan.solution),
+        "notes": notes,
+        "unused": sorted(unused),
+    }
+
+
+def _group(group: "WeightGroup") -> dict[str, Any]:
+    return {
+        "lr_scale": group.lr_scale,
+        "weights": group.weights,
+        "parameters": group.parameters,
+        "angular_update": group.line.angular_update or None,
+        "decay_rate": group.line.decay_rate,
+        "time_constant": group.line.time_constant,
+        "start_norms": list(group.start_norms),
+    }
+
+
+def _target(solution: "Solution") -> dict[str, Any]:
+    return {
+        "setting": solution.setting,
+        "lr": solution.recipe.lr,
+        "weight_decay": solution.recipe.weight_decay,
+        "angular_update": solution.line.angular_update,
     }
 
 
 def _list(as_json: bool) -> None:
+    """Prints timm's optimizers with the kind and the formula of their lines."""
     from smdtrack.theory.catalogue import entries
 
     found = entries()
     if as_json:
-        from dataclasses import asdict
-
-        click.echo(json.dumps([asdict(entry) for entry in found], indent=2))
+        click.echo(json.dumps([dataclasses.asdict(entry) for entry in found], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     console.width = max(console.width, 80)
-    # the formulas and reasons are what one looks for; their sources need a wide terminal, or --json
+    # Formulas and reasons fit into 80 columns; the sources are shown only in a wider terminal, and by --json.
     columns = ("optimizer", "line", "Delta^2, or why not", "source")[: 4 if console.width >= 110 else 3]
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=column in ("optimizer", "line"))
     for entry in found:
-        said = entry.formula if entry.kind == "from state" else entry.reason or entry.formula
-        table.add_row(*(entry.name, entry.kind, said, entry.source)[: len(columns)])
+        formula = entry.formula if entry.kind == "from state" else entry.reason or entry.formula
+        table.add_row(*(entry.name, entry.kind, formula, entry.source)[: len(columns)])
     console.print(table)
     kinds = Counter(entry.kind for entry in found)
     console.print(f"{len(found)} optimizers: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))

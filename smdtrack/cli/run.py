@@ -1,4 +1,4 @@
-"""`smdtrack run`: wrap an unmodified training script."""
+"""`smdtrack run`: run an unmodified training script and track it."""
 
 import os
 import shlex
@@ -33,8 +33,8 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
     "sinks",
     multiple=True,
     type=click.Choice(["mlflow", "wandb", "local"]),
-    help="Tracker to send to; may be given several times. Default: mlflow, and the script's own W&B run if "
-    "it has one. local: the local record only, which is always written.",
+    help="Tracker to send the samples to; may be given several times. Default: mlflow, and the script's own W&B run "
+    "if it has one. local: only the local record, which is always written.",
 )
 @click.option(
     "--every",
@@ -42,7 +42,7 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
     default=5,
     show_default=True,
     metavar="N",
-    help="A sample every N optimizer steps.",
+    help="Optimizer steps from one sample to the next.",
 )
 @click.option(
     "--first-steps",
@@ -50,27 +50,26 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
     default=0,
     show_default=True,
     metavar="N",
-    help="Sample each of the first N steps too.",
+    help="Also sample each of the first N steps.",
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Track only parameters whose names match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Do not track parameters whose names match; repeatable.")
-@click.option("--lags", callback=_lags, default="", metavar="K,...", help="Measure the angle over K steps, too.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Track only parameters whose names match. Repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Do not track parameters whose names match. Repeatable.")
+@click.option("--lags", callback=_lags, default="", metavar="K,...", help="Also measure the angle over K steps.")
 @click.option(
     "--folder",
-    "folder",
     type=click.Path(path_type=Path),
     default=Path("smdtrack-runs"),
     show_default=True,
-    help="Where the folder of the local record is made.",
+    help="Parent folder of the local record.",
 )
 @click.option(
     "--resume-run",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Go on with the record of an earlier run, when the script resumes its training.",
+    help="Continue the record of an earlier run, if the script resumes that run's training.",
 )
 @click.option("--name", help="The run's name. Default: the model's.")
-@click.option("-m", "--module", is_flag=True, help="SCRIPT is a module, run as python -m would.")
+@click.option("-m", "--module", is_flag=True, help="SCRIPT is the name of a module, which is run as python -m does.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -82,9 +81,9 @@ def command(
 ) -> None:
     """Run SCRIPT with ARGS, unchanged, and track how far its scale-invariant weights turn at each step.
 
-    Finds the weights by an audit at the optimizer's first step, samples, and ends with a table of measured against
-    predicted. Everything of smdtrack's own goes to stderr; stdout and the exit code are the script's. Under torchrun:
-    torchrun --nproc-per-node 2 -m smdtrack run SCRIPT ...
+    The weights are found by an audit of the model at the optimizer's first step. At the end a table compares the
+    measured with the predicted angular update. smdtrack prints to stderr only; stdout and the exit code are the
+    script's. With torchrun: torchrun --nproc-per-node 2 -m smdtrack run SCRIPT ...
     """
     from smdtrack.launch import run_module, run_script
     from smdtrack.tracking import Options
@@ -104,23 +103,28 @@ def command(
             _report(instrumentation)
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError, SystemExit):  # rich exits where a pipe is broken
-        # Nobody listens any more. What is still to be said goes nowhere, or Python would end with a code of its own.
+        # Nobody reads stderr any more. Send the rest to the null device; else Python fails to flush stderr and exits
+        # with code 120 instead of the script's.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if outcome.interrupted:
-        # Die of the signal, as the script would have: a shell loop around it stops, too.
+        # End by the signal, as the script would have: a shell loop around it then stops too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     sys.exit(outcome.exit_code)
 
 
 def _check_folder(folder: Path) -> None:
-    """Said before the training starts: a folder that cannot be written would cost the record."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+    """Checks before the training starts that the local record can be written.
+
+    Raises:
+        SmdtrackError: If it cannot.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise SmdtrackError(
@@ -136,10 +140,10 @@ def _announce(tracker: Any) -> None:
         err=True,
     )
     if tracker.resumed_from is not None:
-        there = tracker.resumed_from
+        checkpoint = tracker.resumed_from
         click.echo(
-            f"smdtrack: the training goes on from a checkpoint at step {there.step} of {there.folder}, in a run of its"
-            f" own; --resume-run {shlex.quote(str(there.folder))} goes on in that one",
+            f"smdtrack: the training continues from a checkpoint at step {checkpoint.step} of {checkpoint.folder}; it"
+            f" is recorded as a new run (to continue that record: --resume-run {shlex.quote(str(checkpoint.folder))})",
             err=True,
         )
 
@@ -154,7 +158,7 @@ def _report(instrumentation: Any) -> None:
         click.echo("smdtrack: nothing was tracked: the script made no optimizer step that could be measured", err=True)
     for tracker in instrumentation.trackers:
         summary = tracker.summary()
-        if summary is None:
-            click.echo(f"smdtrack: no step was sampled in {tracker.folder}: sample more often (--every)", err=True)
+        if summary.reason is not None:
+            click.echo(f"smdtrack: {tracker.folder}: {summary.verdict}", err=True)
         else:
             print_summary(summary, tracker.folder, tracker.hints())

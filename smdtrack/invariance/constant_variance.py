@@ -114,6 +114,7 @@ class ConstantVariance(ComputationMode):
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replaces the normalisations by ones with a constant variance; calls everything else as it is."""
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
         if self.every_norm and func in (F.layer_norm, F.group_norm, F.instance_norm, getattr(F, "rms_norm", None)):

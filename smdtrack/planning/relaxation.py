@@ -1,7 +1,7 @@
-"""The norm and the angle of a weight on their way to equilibrium, over a schedule of learning rates.
+"""How the norm of a weight, and with it the angle of each step, approaches equilibrium over a schedule.
 
-Derived here: with gradients whose effective size `||g|| ||w||` stays the same, a power of the squared norm obeys a
-linear differential equation, which is solved exactly for each stretch of constant learning rate; see `relax`.
+Derived here: while the effective gradient `||g|| ||w||` stays the same, a power of the squared norm obeys a linear
+differential equation. It is solved exactly for each stretch of constant learning rate; see `relax`.
 """
 
 import math
@@ -12,52 +12,68 @@ from smdtrack.theory.line import Line
 
 
 @dataclass(frozen=True)
-class Leg:
-    """A stretch of steps under one line.
+class LineSegment:
+    """Consecutive optimizer steps under one equilibrium line.
 
     Attributes:
-        steps: how many.
-        line: in force throughout.
+        steps: number of optimizer steps.
+        line: the line in all of them.
     """
 
     steps: int
     line: Line
 
 
-def relax(legs: Sequence[Leg], peak: Line, start: float = 1.0) -> list[tuple[float, float]]:
-    """Norm and angle before training, at the end of each leg, with gradients that keep their effective size.
+@dataclass(frozen=True)
+class WeightState:
+    """A weight after some step.
 
-    The norm is in units of the equilibrium norm under `peak`, which takes the unknown size of the gradients out.
-    Derived here: `x = r^(1+p)` obeys the linear equation `dx/dt = (1+p)(R P_1 - 2 gamma x)`, solved leg by leg.
+    Attributes:
+        norm: ||w|| over its equilibrium value under the line at the largest learning rate; nan if not predicted.
+        angle: angular update of that step, radian per optimizer step.
+    """
+
+    norm: float
+    angle: float
+
+
+def relax(segments: Sequence[LineSegment], peak: Line, start_norm: float = 1.0) -> list[WeightState]:
+    """Returns the state of a weight at the end of each segment.
+
+    Assumes that the effective gradient `||g|| ||w||` keeps its size and is uncorrelated in time. Its size is not
+    needed, because norms are expressed in units of the equilibrium norm under `peak`.
+
+    Derived here: with r = ||w||^2, update length |u|^2 = P r^-p and decay rate gamma, `dr/dt = R P r^-p - 2 gamma r`.
+    Then `x = r^(1+p)` obeys the linear equation `dx/dt = (1+p)(R P - 2 gamma x)`. In these units P is the square of
+    the peak's angular update, times the square of the step size over the peak's.
 
     Args:
-        legs: the schedule, piecewise constant.
+        segments: the schedule.
         peak: the line at the largest learning rate; it must have an equilibrium.
-        start: ||w|| over its equilibrium value under `peak`.
-
-    Returns:
-        Pairs of (norm over that under `peak`, angle in radian), one per leg.
+        start_norm: ||w|| before training over its equilibrium value under `peak`.
 
     Raises:
-        ValueError: where `peak` has no equilibrium.
+        ValueError: `peak` has no equilibrium.
     """
     if not peak.angular_update or peak.norm_exponent is None or not peak.step_size:
-        raise ValueError(f"no equilibrium to measure from: {peak.reason or peak.optimizer}")
+        raise ValueError(f"no equilibrium for {peak.optimizer}: {peak.reason or 'its line is not known'}")
     if peak.trust is not None:
-        return [(math.nan, leg.line.angular_update or 0.0) for leg in legs]
+        # A trust ratio sets the angle by the learning rate alone. The norm has no influence on it.
+        return [WeightState(math.nan, segment.line.angular_update or 0.0) for segment in segments]
     power = 1 + peak.norm_exponent
-    squared = start**2
-    points = []
-    for leg in legs:
-        rate = leg.line.decay_rate or 0.0
-        push = peak.angular_update**2 * ((leg.line.step_size or 0.0) / peak.step_size) ** 2
-        memory = leg.line.memory or 1.0
-        x = squared**power
-        if rate > 0:
-            target = memory * push / (2 * rate)
-            x = target + (x - target) * math.exp(-2 * power * rate * leg.steps)
+    squared_norm = start_norm**2
+    states = []
+    for segment in segments:
+        decay_rate = segment.line.decay_rate or 0.0
+        push = peak.angular_update**2 * ((segment.line.step_size or 0.0) / peak.step_size) ** 2
+        line = segment.line
+        memory = 2 * decay_rate / line.angular_update**2 if line.angular_update else line.memory or 1.0
+        x = squared_norm**power
+        if decay_rate > 0:
+            target = memory * push / (2 * decay_rate)
+            x = target + (x - target) * math.exp(-2 * power * decay_rate * segment.steps)
         else:
-            x += power * memory * push * leg.steps
-        squared = x ** (1 / power)
-        points.append((math.sqrt(squared), math.sqrt(push / squared**power)))
-    return points
+            x += power * memory * push * segment.steps
+        squared_norm = x ** (1 / power)
+        states.append(WeightState(math.sqrt(squared_norm), math.sqrt(push / squared_norm**power)))
+    return states

@@ -1,33 +1,40 @@
-"""The stages of a schedule, as people name them: warm-up, constant, decay; and what each one reaches."""
+"""The stages of a schedule (warm-up, constant, decay in quarters), and what a weight reaches at the end of each."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smdtrack.planning.lr_schedule import Piece
-from smdtrack.planning.relaxation import Leg
+from smdtrack.planning.lr_schedule import LrSegment
+from smdtrack.planning.relaxation import LineSegment, WeightState
 
+#: An angle within this share of its line counts as having reached it.
 REACHED_WITHIN = 0.05
-#: A decay of fewer pieces than this is one stage.
-_SMOOTH = 8
-_MOST_ROWS = 12
+#: A decay of at least this many segments is divided into quarters; a shorter one stays one stage.
+_LEAST_SEGMENTS_FOR_QUARTERS = 8
+#: With more stretches of constant learning rate than this, the schedule counts as a decay in small drops.
+_MOST_CONSTANT_STAGES = 12
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the schedule.
+    """One part of a schedule.
 
     Attributes:
-        name: "warm-up", "constant", "decay 1/4", "cooldown".
-        first_epoch, last_epoch: where it begins and ends.
-        steps: optimizer steps.
-        lr_start, lr_end: learning rates at its first and last steps.
-        angular_update: the line at its end, radian per step; None without one.
-        time_constants: how many fit into it; None without one.
-        predicted_angle: where the angle will be at its end; None where no trajectory is known.
-        predicted_norm: ||w|| at its end over the equilibrium norm at the largest learning rate.
-        lag: predicted angle over line at its end.
-        reached: whether the lag is within 5 %.
+        name: "warm-up", "constant", "decay", "decay 1/4", "cycle 2".
+        first_epoch: where it begins, counted from 0.
+        last_epoch: where it ends, exclusive.
+        steps: number of optimizer steps.
+        lr_start: learning rate of its first step.
+        lr_end: learning rate of its last step.
+        angular_update: the equilibrium line at its last step, radian per step; None if there is no line.
+        time_constants: its length in time constants; None if there is no time constant.
+        predicted_angle: predicted angle at its last step, radian per step; None if it cannot be predicted. From the
+            middle one of several initial norms.
+        predicted_range: smallest and largest predicted angle over all initial norms.
+        predicted_norm: predicted norm at its end over the equilibrium norm at the largest learning rate.
+        lag: predicted angle over the line at its last step.
+        reached: True if the lag is within 5 % of 1 from all initial norms, False if from none, None if it depends on
+            the initial norm or cannot be predicted.
     """
 
     name: str
@@ -39,39 +46,53 @@ class Stage:
     angular_update: float | None
     time_constants: float | None
     predicted_angle: float | None
+    predicted_range: tuple[float, float] | None
     predicted_norm: float | None
     lag: float | None
     reached: bool | None
 
     @property
     def epochs(self) -> str:
-        """From where to where, for people."""
-        return f"{round(self.first_epoch, 1):g}-{round(self.last_epoch, 1):g}"
+        """First and last epoch as text, such as `5-30`; with a decimal below 10."""
+        first, last = (round(epoch, 1 if epoch < 10 else None) for epoch in (self.first_epoch, self.last_epoch))
+        return f"{first:g}-{last:g}"
 
 
-def split(schedule: Sequence[Piece], warmup_epochs: float) -> list[tuple[str, int, int]]:
-    """Stages as (name, first piece, one past the last): warm-up, stretches of one lr, smooth decays in quarters."""
+def split_into_stages(schedule: Sequence[LrSegment], warmup_epochs: float) -> list[tuple[str, int, int]]:
+    """Returns the stages as (name, index of the first segment, index after the last segment).
+
+    A stretch of one learning rate is a stage. A smooth decay is divided into quarters. Each rise of the learning rate
+    after the warm-up begins a new cycle.
+
+    Args:
+        schedule: all segments of the training.
+        warmup_epochs: length of the warm-up, 0 without one.
+    """
     warm = 0
-    while warm < len(schedule) and schedule[warm].epoch < warmup_epochs - 1e-9 and warmup_epochs > 0:
+    while warm < len(schedule) and warmup_epochs > 0 and schedule[warm].epoch < warmup_epochs - 1e-9:
         warm += 1
-    if warm and not schedule[0].lr < max(piece.lr for piece in schedule):
+    if warm and not schedule[0].lr < max(segment.lr for segment in schedule):
         warm = 0
     stages = [("warm-up", 0, warm)] if warm else []
-    moving: list[list[int]] = []
-    level = _level(schedule, warm)
-    # a drop every other epoch is a decay, too
-    least = 2 if sum(last - first > 1 for first, last in level) <= _MOST_ROWS else (len(schedule) - warm) / _MOST_ROWS
-    for first, last in level:
-        if last - first >= least or len(schedule) - warm < _SMOOTH:
+    decays: list[list[int]] = []
+    stretches = _constant_stretches(schedule, warm)
+    left = len(schedule) - warm
+    # A schedule that drops every other epoch is a decay, not dozens of constant stages.
+    if sum(last - first > 1 for first, last in stretches) <= _MOST_CONSTANT_STAGES:
+        least_length = 2.0
+    else:
+        least_length = left / _MOST_CONSTANT_STAGES
+    for first, last in stretches:
+        if last - first >= least_length or left < _LEAST_SEGMENTS_FOR_QUARTERS:
             stages.append(("constant", first, last))
-        elif moving and moving[-1][1] == first and schedule[first].lr <= schedule[first - 1].lr:
-            moving[-1][1] = last
+        elif decays and decays[-1][1] == first and schedule[first].lr <= schedule[first - 1].lr:
+            decays[-1][1] = last
         else:
-            moving.append([first, last])
-    for number, (first, last) in enumerate(moving, 1):
-        if len(moving) > 1:
+            decays.append([first, last])
+    for number, (first, last) in enumerate(decays, 1):
+        if len(decays) > 1:
             stages.append((f"cycle {number}", first, last))
-        elif last - first < _SMOOTH:
+        elif last - first < _LEAST_SEGMENTS_FOR_QUARTERS:
             stages.append(("decay", first, last))
         else:
             bounds = [first + round((last - first) * quarter / 4) for quarter in range(5)]
@@ -79,10 +100,10 @@ def split(schedule: Sequence[Piece], warmup_epochs: float) -> list[tuple[str, in
     return sorted(stages, key=lambda stage: stage[1])
 
 
-def _level(schedule: Sequence[Piece], first: int) -> list[tuple[int, int]]:
-    """Stretches of one learning rate, from `first` on."""
+def _constant_stretches(schedule: Sequence[LrSegment], start: int) -> list[tuple[int, int]]:
+    """Returns (first, after last) of each longest run of segments with one learning rate, beginning at `start`."""
     runs: list[tuple[int, int]] = []
-    for index in range(first, len(schedule)):
+    for index in range(start, len(schedule)):
         if runs and math.isclose(schedule[index].lr, schedule[runs[-1][0]].lr, rel_tol=1e-9):
             runs[-1] = runs[-1][0], index + 1
         else:
@@ -90,41 +111,57 @@ def _level(schedule: Sequence[Piece], first: int) -> list[tuple[int, int]]:
     return runs
 
 
-def time_constants(legs: Sequence[Leg]) -> float | None:
-    """Returns how many time constants these legs last; None where no line has one."""
-    if all(leg.line.time_constant is None for leg in legs):
+def time_constants(segments: Sequence[LineSegment]) -> float | None:
+    """Returns the length of these segments in time constants; None if no line has a time constant."""
+    if all(segment.line.time_constant is None for segment in segments):
         return None
-    return sum(leg.steps / leg.line.time_constant for leg in legs if leg.line.time_constant)
+    return sum(segment.steps / segment.line.time_constant for segment in segments if segment.line.time_constant)
 
 
-def stage_of(
+def summarize_stage(
     name: str,
-    schedule: Sequence[Piece],
-    legs: Sequence[Leg],
-    points: Sequence[tuple[float, float]],
+    schedule: Sequence[LrSegment],
+    segments: Sequence[LineSegment],
+    paths: Sequence[Sequence[WeightState]],
     first: int,
     last: int,
 ) -> Stage:
-    """Sums up the pieces from `first` to before `last`; `points` are (norm, angle) at the end of each, or empty."""
-    line = legs[last - 1].line
-    norm, angle = points[last - 1] if points else (None, None)
-    equilibrium = line.angular_update or None
-    lag = angle / equilibrium if angle is not None and equilibrium else None
-    steps = sum(leg.steps for leg in legs[first:last])
-    end = schedule[last].epoch if last < len(schedule) else float(math.ceil(schedule[-1].epoch + 1e-9) or 1)
-    if last == len(schedule) and schedule[-1].epoch == int(schedule[-1].epoch):
-        end = schedule[-1].epoch + 1
+    """Returns the stage that consists of the segments from `first` up to, but not including, `last`.
+
+    Args:
+        name: of the stage.
+        schedule: learning rates of the whole training.
+        segments: the lines of the same segments.
+        paths: predicted states at the end of each segment, for each initial norm in ascending order; empty if
+            nothing is predicted.
+        first: index of the first segment.
+        last: index after the last segment.
+    """
+    equilibrium = segments[last - 1].line.angular_update or None
+    states = [path[last - 1] for path in paths]
+    state = states[len(states) // 2] if states else None
+    lag = state.angle / equilibrium if state is not None and equilibrium else None
+    reached = None
+    if equilibrium:
+        outcomes = {abs(one.angle / equilibrium - 1) <= REACHED_WITHIN for one in states}
+        reached = outcomes.pop() if len(outcomes) == 1 else None
     return Stage(
         name,
-        schedule[first].epoch,
-        end,
-        steps,
-        schedule[first].lr,
-        schedule[last - 1].lr,
-        equilibrium,
-        time_constants(legs[first:last]),
-        angle,
-        None if norm is None or math.isnan(norm) else norm,
-        lag,
-        None if lag is None else abs(lag - 1) <= REACHED_WITHIN,
+        first_epoch=schedule[first].epoch,
+        last_epoch=schedule[last].epoch if last < len(schedule) else _end(schedule),
+        steps=sum(segment.steps for segment in segments[first:last]),
+        lr_start=schedule[first].lr,
+        lr_end=schedule[last - 1].lr,
+        angular_update=equilibrium,
+        time_constants=time_constants(segments[first:last]),
+        predicted_angle=None if state is None else state.angle,
+        predicted_range=(min(one.angle for one in states), max(one.angle for one in states)) if states else None,
+        predicted_norm=None if state is None or math.isnan(state.norm) else state.norm,
+        lag=lag,
+        reached=reached,
     )
+
+
+def _end(schedule: Sequence[LrSegment]) -> float:
+    """Returns the epoch in which the training ends: the first whole number above the last segment's beginning."""
+    return float(math.floor(schedule[-1].epoch + 1e-9) + 1)

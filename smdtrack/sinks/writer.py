@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smdtrack.notices import first_line, notify
+from smdtrack.notices import notify, one_line
 from smdtrack.record.reader import read_run
 from smdtrack.record.run import Point, RunInfo, Sample, points, samples_between
 from smdtrack.record.store import LocalStore
@@ -112,7 +112,7 @@ class Writer:
         except Exception as error:
             if not self._assembly_failed:
                 self._assembly_failed = True
-                notify(f"a sample could not be put together ({first_line(error)}); such samples are left out")
+                notify(f"a sample could not be put together ({one_line(error)}); such samples are left out")
             return
         if sample is not None:
             self._unwritten.append(sample)
@@ -140,7 +140,7 @@ class Writer:
 
     def _give_up_the_record(self, error: Exception) -> None:
         self._store = None
-        notify(f"the local record in {self.info.folder} stopped ({first_line(error)}); trackers go on")
+        notify(f"the local record in {self.info.folder} stopped ({one_line(error)}); trackers go on")
 
     def _owe(self, feed: _Feed, new: Any) -> None:
         feed.owed.extend(new)
@@ -186,14 +186,14 @@ class Writer:
         feed.retry_at = time.monotonic() + _RETRY_SECONDS
         if not feed.failing:
             feed.failing = True
-            notify(f"{feed.sink.name}: {first_line(error)}; training and the local record go on, it is tried again")
+            notify(f"{feed.sink.name}: {one_line(error)}; training and the local record go on, it is tried again")
 
     def _finish(self) -> None:
         stored = self._store is not None
         try:
             self.summary = summarize(read_run(self.info.folder)) if stored else None
         except Exception as error:
-            notify(f"the summary could not be made ({first_line(error)}); the samples are in {self.info.folder}")
+            notify(f"the summary could not be made ({one_line(error)}); the samples are in {self.info.folder}")
         if self._store is not None:
             try:
                 self._store.close(self._status, self.summary.to_json() if self.summary else None)
@@ -208,7 +208,7 @@ class Writer:
                     self._note(feed.sink)  # a script's run may have appeared only since the sink was started
                 except Exception as error:
                     if not feed.failing:  # that it fails has been said
-                        notify(f"{feed.sink.name} could not end its run: {first_line(error)}")
+                        notify(f"{feed.sink.name} could not end its run: {one_line(error)}")
 
 
 def _bound(sink: Sink) -> bool:
@@ -216,6 +216,6 @@ def _bound(sink: Sink) -> bool:
     try:
         sink.bind()
     except Exception as error:
-        notify(f"{sink.name} is left out: {first_line(error)}; training and the local record go on")
+        notify(f"{sink.name} is left out: {one_line(error)}; training and the local record go on")
         return False
     return True

@@ -1,15 +1,16 @@
 """The memory of any optimizer, measured: run it on white noise and look at its updates.
 
-Where a mask, a sign or a matrix function stands between gradients and updates, no impulse response gives R. But R is a
-property of the optimizer alone: run the real class with the run's own hyper-parameters, without weight decay, on
-gradients that are white noise, and take the autocorrelation of its updates. Derived here, three readings of one run:
+If a mask, a sign or a matrix function stands between gradients and updates, no impulse response gives R. But R is a
+property of the optimizer alone. So the real class is run with the hyper-parameters of the training, without weight
+decay, on gradients that are white noise, and R follows from the autocorrelation of its updates. Derived here, three
+results of one run:
 
     rho_j = <u_t, u_{t+j}> / <u_t, u_t>      by FFT over time, averaged over coordinates
     S     = <u_t, u_t> / <g_t, g_t>
-    H     = sum_k <u_t, g_{t-k}> / <g, g>    the gain of a constant pull, since for Gaussian gradients
+    H     = sum_k <u_t, g_{t-k}> / <g, g>    the gain of a constant pull: for Gaussian gradients
                                              E[du_t/dg_{t-k}] = E[u_t g_{t-k}]/<g, g> (Stein's lemma), whatever u is
 
-Unknown optimizers are probed further (see `probing`).
+For optimizers without a record, `decay_response` measures more.
 """
 
 import inspect
@@ -17,77 +18,74 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from smdtrack.theory.updates import Updates, white
+from smdtrack.theory.update_statistics import UpdateStatistics
 
+CALIBRATED = "derived here (autocorrelation of the real optimizer's updates on white noise)"
+#: Steps that are read, and steps before them in which the filters fill.
 _STEPS, _BURN_IN = 4096, 400
+#: Shape of the weight that is run when the shape does not matter.
 _SHAPE = (32, 32)
+#: Shorter side of the matrix that stands in for a weight whose shape matters.
 _SMALL_SIDE = 32
-# beyond this the longer side of a matrix only repeats what is there
+#: Longest aspect ratio of the stand-in: the updates of longer matrices have the same autocorrelation.
 _LARGEST_ASPECT = 64
+#: Steps times coordinates of a run at most, which bounds its time and memory.
 _MOST_NUMBERS = 6_000_000
-_cache: dict[tuple[Any, ...], Updates] = {}
-
-_running: ContextVar[bool] = ContextVar("running", default=True)
+#: Coordinates whose updates are kept.
+_MOST_COORDINATES = 1024
+#: Learning rate of the runs; R does not depend on it.
+_LR = 1e-3
+#: Hyper-parameters that choose an implementation, not the mathematics.
+_SWITCHES = ("foreach", "fused", "capturable", "differentiable", "verbose")
+_cache: dict[tuple[Any, ...], UpdateStatistics] = {}
 
 
 class CannotRunError(RuntimeError):
     """The optimizer does not run by itself on a plain gradient."""
 
 
-def calibrated(optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> Updates:
-    """The updates of an optimizer of this class and these hyper-parameters, measured once and remembered.
+def calibrated(
+    optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...] | None = None
+) -> UpdateStatistics:
+    """Returns the statistics of an optimizer of this class and these hyper-parameters, measured once and kept.
 
     Args:
-        optimizer: the user's own; only its class and `group` are used, it is not touched.
-        group: the parameter group whose hyper-parameters hold.
-        shape: of the weight, where the optimizer looks at it (Muon); a stand-in of the same aspect ratio and smaller
+        optimizer: The user's own. Only its class is used; the optimizer itself is not touched.
+        group: The parameter group whose hyper-parameters hold.
+        shape: Of the weight, if the optimizer depends on it (Muon). A stand-in with the same aspect ratio and a shorter
             side of at most 32 is run. None: a 32 x 32 weight.
 
     Raises:
-        CannotRunError: where the class cannot be built or stepped that way.
+        CannotRunError: If the class cannot be built or stepped that way.
     """
-    if not _running.get():
-        return white()
-    key = (type(optimizer), frozen(hyper_parameters(type(optimizer), group)), _stand_in(shape))
+    arguments = settings_that_matter(type(optimizer), group)
+    stand_in = _stand_in(shape)
+    key = (type(optimizer), as_key(arguments), stand_in)
     if key not in _cache:
-        # those that look at the shape (matrix functions) cost more per step; half of them is enough for 1 % of R
+        # Optimizers that depend on the shape (matrix functions) cost more per step; half the steps give 1 % of R.
         most = _STEPS if shape is None else _STEPS // 2
-        _cache[key] = _calibrate(type(optimizer), hyper_parameters(type(optimizer), group), _stand_in(shape), most)
+        _cache[key] = _calibrate(type(optimizer), arguments, stand_in, most)
     return _cache[key]
 
 
-@contextmanager
-def without_running() -> Iterator[None]:
-    """Within it nothing is run and all memories are 1: for asking what kind of line there is."""
-    token = _running.set(False)
-    try:
-        yield
-    finally:
-        _running.reset(token)
-
-
-def hyper_parameters(optimizer_class: type[Optimizer], group: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments that the group knows, without learning rate and decay (which do not change R)."""
+def settings_that_matter(optimizer_class: type[Optimizer], group: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the constructor's arguments that the group has, except learning rate and decay: R depends on neither."""
     accepted = inspect.signature(optimizer_class.__init__).parameters
-    known = {name: value for name, value in group.items() if name in accepted and name not in ("params", "lr")}
-    known.pop("weight_decay", None)
-    known.pop("corrected_weight_decay", None)
+    left_out = {"params", "lr", "weight_decay", "corrected_weight_decay", *_SWITCHES}
+    known = {name: value for name, value in group.items() if name in accepted and name not in left_out}
     if "beta1" in group and "betas" in accepted and group["beta1"] is not None:
         known["betas"] = (group["beta1"], 0.999)
-    for switch in ("foreach", "fused", "capturable", "differentiable", "verbose"):
-        known.pop(switch, None)
     return known
 
 
 def decay_argument(optimizer_class: type[Optimizer], value: float) -> dict[str, float]:
-    """Weight decay as an argument, where the constructor takes one."""
+    """Returns weight decay as a keyword argument; empty if the constructor takes none."""
     accepted = inspect.signature(optimizer_class.__init__).parameters
     taken = "weight_decay" in accepted or any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()
@@ -95,12 +93,13 @@ def decay_argument(optimizer_class: type[Optimizer], value: float) -> dict[str, 
     return {"weight_decay": value} if taken else {}
 
 
-def frozen(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def as_key(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Returns hyper-parameters in a form that can be the key of a dictionary."""
     return tuple(sorted((name, repr(value)) for name, value in values.items()))
 
 
 def _stand_in(shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """A matrix with the aspect ratio of the weight (flattened as convolutions are) that is quick to run."""
+    """Returns the shape of a matrix with the aspect ratio of the weight (flattened as convolutions are)."""
     if shape is None:
         return _SHAPE
     rows, columns = shape[0], math.prod(shape[1:])
@@ -111,17 +110,20 @@ def _stand_in(shape: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """On the CPU in fp32; the caller's random numbers, gradient mode and defaults stay; compilation is left out.
+def isolated() -> Iterator[None]:
+    """Runs what is inside on the CPU in fp32, without compilation, and restores the process's state afterwards.
 
-    Random numbers and compilation belong to the whole process. Beside a training that runs on, as on a writer thread
-    after a hyper-parameter has changed in mid-run, borrowing them would change its bits.
+    Restored are the random number generators, the gradient mode and torch's defaults. They belong to the whole process.
+    On another thread, as after a hyper-parameter has changed in the middle of a run, a training would be running at the
+    same time, and borrowing its random numbers would change its bits.
 
     Raises:
-        CannotRunError: Off the main thread.
+        CannotRunError: If called from another thread than the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise CannotRunError("its hyper-parameters changed in mid-run, and nothing is run beside a training")
+        raise CannotRunError(
+            "its hyper-parameters changed during the training, and it cannot be calibrated while a training runs"
+        )
     compiling = getattr(torch.compiler, "set_stance", None)
     stance = compiling("force_eager") if compiling is not None else None
     usual = torch.get_default_dtype()
@@ -145,10 +147,17 @@ def run(
     gradients: Callable[[int], Tensor],
     steps: int,
 ) -> Iterator[Tensor]:
-    """Steps a fresh optimizer over given gradients; yields the change of the weight at each step.
+    """Steps a new optimizer over given gradients and yields the change of the weight at each step.
+
+    Args:
+        optimizer_class: Of the optimizer.
+        arguments: For its constructor.
+        weight: To start from; it is copied.
+        gradients: Returns the gradient of each step, counted from 0.
+        steps: Number of steps.
 
     Raises:
-        CannotRunError: naming what went wrong.
+        CannotRunError: If the optimizer cannot be built or stepped; the message says why.
     """
     parameter = torch.nn.Parameter(weight.clone())
     try:
@@ -169,13 +178,13 @@ def _calibrate(
     arguments: Mapping[str, Any],
     shape: tuple[int, ...],
     most_steps: int,
-) -> Updates:
-    size, lr = math.prod(shape), 1e-3
+) -> UpdateStatistics:
+    size = math.prod(shape)
     steps = max(1024, min(most_steps, _MOST_NUMBERS // size))
     generator = torch.Generator("cpu").manual_seed(7)
     noise: list[Tensor] = []
-    moves: list[Tensor] = []
-    chosen = torch.randperm(size, generator=generator, device="cpu")[: min(size, 1024)]
+    changes: list[Tensor] = []
+    chosen = torch.randperm(size, generator=generator, device="cpu")[: min(size, _MOST_COORDINATES)]
 
     def gradient(step: int) -> Tensor:
         draw = torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -183,42 +192,45 @@ def _calibrate(
             noise.append(draw.flatten()[chosen])
         return draw
 
-    with alone():
+    with isolated():
         start = torch.randn(shape, generator=generator)
-        for step, move in enumerate(
+        for step, change in enumerate(
             run(
                 optimizer_class,
-                {**arguments, "lr": lr, **decay_argument(optimizer_class, 0.0)},
+                {**arguments, "lr": _LR, **decay_argument(optimizer_class, 0.0)},
                 start,
                 gradient,
                 _BURN_IN + steps,
             )
         ):
             if step >= _BURN_IN:
-                moves.append(-move.flatten()[chosen] / lr)
-        return measure(torch.stack(moves), torch.stack(noise))
+                changes.append(-change.flatten()[chosen] / _LR)
+        return statistics_of(torch.stack(changes), torch.stack(noise))
 
 
-def measure(moves: Tensor, gradients: Tensor) -> Updates:
-    """Statistics of the updates from a record of updates and white gradients, both (steps, coordinates).
+def statistics_of(changes: Tensor, gradients: Tensor) -> UpdateStatistics:
+    """Returns the statistics of recorded updates and the white gradients that caused them, both (steps, coordinates).
 
-    The drawn gradients are not perfectly white, and at low frequency, where R lives, that is most of the noise (2 % of
-    R in a run of 4096 steps and 1024 coordinates). It is known, so it is taken out: with `u = h * g + e`, h by
-    regression of the spectra, `S_uu - |h|^2 (S_gg - <g^2>)` is what white gradients would have given.
+    Gradients drawn in a finite run are not perfectly white. At low frequencies, which determine R, that is most of the
+    noise: 2 % of R in a run of 4096 steps and 1024 coordinates. It is known and can be taken out: with `u = h * g + e`
+    and h by regression of the spectra, `S_uu - |h|^2 (S_gg - <g^2>)` is the spectrum under exactly white gradients.
 
-    Sums run to lag 512, or to ten times the memory found so far where that is longer (Sokal's window): a mask leaves
-    slow tails of small correlation, and further out there is only noise.
+    Sums run to lag 512, or to ten times the memory found so far if that is longer (Sokal's window). A mask leaves slow
+    tails of small correlation; beyond the window there is only noise.
+
+    Raises:
+        CannotRunError: If the updates are zero or not finite.
     """
-    moves, gradients = moves.double(), gradients.double()
-    if not bool(moves.isfinite().all()) or float(moves.square().sum()) == 0:
+    changes, gradients = changes.double(), gradients.double()
+    if not bool(changes.isfinite().all()) or float(changes.square().sum()) == 0:
         raise CannotRunError("its updates on white noise are zero or not finite")
-    steps = moves.shape[0]
+    steps = changes.shape[0]
     padded = 1 << (2 * steps - 1).bit_length()
     own = torch.zeros(padded // 2 + 1, dtype=torch.float64)
     drawn = torch.zeros(padded // 2 + 1, dtype=torch.float64)
     across = torch.zeros(padded // 2 + 1, dtype=torch.complex128)
-    for first in range(0, moves.shape[1], 64):
-        update = torch.fft.rfft(moves[:, first : first + 64], n=padded, dim=0)
+    for first in range(0, changes.shape[1], 64):
+        update = torch.fft.rfft(changes[:, first : first + 64], n=padded, dim=0)
         gradient = torch.fft.rfft(gradients[:, first : first + 64], n=padded, dim=0)
         own += update.abs().square().sum(1)
         drawn += gradient.abs().square().sum(1)
@@ -228,7 +240,7 @@ def measure(moves: Tensor, gradients: Tensor) -> Updates:
         response = torch.fft.irfft(across / drawn, n=padded)[:reach]
         linear = torch.fft.rfft(response, n=padded).abs().square()
         whitened = own - linear * (drawn - gradients.square().sum())
-        pairs = torch.arange(steps, 0, -1, dtype=torch.float64) * moves.shape[1]
+        pairs = torch.arange(steps, 0, -1, dtype=torch.float64) * changes.shape[1]
         covariance = torch.fft.irfft(whitened, n=padded)[:steps] / pairs
         autocorrelation = covariance[:reach] / covariance[0]
         memory = float(2 * autocorrelation.sum() - 1)
@@ -236,4 +248,4 @@ def measure(moves: Tensor, gradients: Tensor) -> Updates:
             break
         reach = min(steps // 4, 2 * reach)
     power = float(gradients.square().mean())
-    return Updates(float(response.sum()), float(covariance[0]) / power, autocorrelation.clone(), memory)
+    return UpdateStatistics(float(response.sum()), float(covariance[0]) / power, autocorrelation.clone(), memory)

@@ -1,10 +1,15 @@
-"""All optimizers that timm knows, with their kind of line, also those whose packages are absent here."""
+"""All optimizers that timm knows, with their kind of line, including those whose packages are not installed."""
 
 import warnings
 from dataclasses import dataclass
 
-from smdtrack.theory.calibration import without_running
-from smdtrack.theory.registry import RULES, identify
+import torch
+
+from smdtrack.theory.family import identify
+from smdtrack.theory.optimizer_table import OPTIMIZERS
+
+#: Shape for which the lines are described; timm's Muon accepts it.
+_SHAPE = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -12,12 +17,12 @@ class Entry:
     """One optimizer of timm's registry.
 
     Attributes:
-        name: as `--opt` takes it.
-        kind: of its line, at timm's defaults.
-        formula: of the squared equilibrium angle, for people.
-        source: paper and equation, or "derived here".
-        reason: why there is no line or no equilibrium; where the package is absent, that.
-        installed: whether it can be created here.
+        name: As timm's `--opt` takes it.
+        kind: Of its line, with timm's default settings.
+        formula: The squared equilibrium angle.
+        source: Paper and equation, or "derived here".
+        reason: Why there is no line or no equilibrium; if a package is missing, its name.
+        installed: Whether the optimizer can be created here.
     """
 
     name: str
@@ -29,33 +34,29 @@ class Entry:
 
 
 def entry(name: str) -> Entry:
-    """The entry of one optimizer, found by asking the rule of a real instance.
+    """Returns the entry of one optimizer.
 
     Raises:
-        ValueError: if timm does not know the name.
+        ValueError: If timm does not know the name.
     """
-    import torch
     from timm.optim import create_optimizer_v2, get_optimizer_info
 
-    info = get_optimizer_info(name)
+    found = get_optimizer_info(name).opt_class
+    missing = absent(name)
+    if missing:
+        package, _, class_name = str(found).split(".")
+        kind = "approximate" if f"{package}.{class_name}" in OPTIMIZERS else "none"
+        return Entry(name, kind, "", "code read, not run", missing, False)
     weight = torch.nn.Parameter(torch.zeros(2, 2, device="cpu"))
-    if isinstance(info.opt_class, str):
-        package, _, bare = info.opt_class.split(".")
-        missing = absent(name)
-        if missing:
-            kind = "approximate" if f"{package}.{bare}" in RULES else "none"
-            return Entry(name, kind, "", "code read, not run", missing, False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = create_optimizer_v2([weight], name, lr=1e-3, weight_decay=1e-2)
-    with without_running():
-        line = identify(optimizer).line(optimizer.param_groups[0], (64, 64))
-    return Entry(name, line.kind, line.formula, line.source, line.reason, True)
+    said = identify(optimizer).describe(optimizer.param_groups[0], _SHAPE, in_training=False)
+    return Entry(name, said.kind, said.formula, said.source, said.reason, True)
 
 
 def absent(name: str) -> str | None:
-    """What an optimizer of timm's needs and does not find here; None where it can be created."""
-    import torch
+    """Returns what a timm optimizer needs and does not find here; None if it can be created."""
     from timm.optim import get_optimizer_class, get_optimizer_info
 
     found = get_optimizer_info(name).opt_class
@@ -71,7 +72,7 @@ def absent(name: str) -> str | None:
 
 
 def entries() -> list[Entry]:
-    """Every optimizer of timm's registry, in its order."""
+    """Returns every optimizer of timm's registry, in its order."""
     from timm.optim import list_optimizers
 
     return [entry(str(name)) for name in list_optimizers()]

@@ -1,95 +1,81 @@
-"""SGD and its relatives: the step follows the gradient's length (|u| ~ 1/||w||)."""
+"""SGD and its relatives: the step is proportional to the gradient, so that |u| ~ 1/||w||."""
 
-import math
-
-from smdtrack.theory import updates as up
-from smdtrack.theory.motion import ANY_GRADIENT, DERIVED, WHITE, Motion
-from smdtrack.theory.settings import Setting
-from smdtrack.theory.updates import Updates
+from smdtrack.theory import filters
+from smdtrack.theory.dynamics import ANY_GRADIENT, DERIVED, WHITE, Dynamics
+from smdtrack.theory.group_settings import GroupSettings
+from smdtrack.theory.update_statistics import UpdateStatistics
 
 WAN = "Wan, Zhu, Zhang, Sun: Spherical Motion Dynamics, 2006.08419 (dampening: derived here)"
-SLOW_SCHEDULE = "learning rate changes slowly against 1/(1 - momentum) steps"
+SLOW_SCHEDULE = "the learning rate changes little within 1/(1 - momentum) steps"
+PROJECTED = "gradients orthogonal to the weight, so that every update is projected"
 
 
-def response(setting: Setting) -> tuple[Updates, str]:
-    """Impulse response of torch's SGD buffer, and the name of the variant."""
-    momentum, nesterov = setting.momentum, setting.flag("nesterov")
+def momentum_filter(settings: GroupSettings) -> tuple[UpdateStatistics, str]:
+    """Returns the filter of torch's SGD with these settings, and the name of the variant."""
+    momentum, nesterov = settings.momentum, settings.flag("nesterov")
     if momentum == 0:
-        return up.white(), "SGD"
+        return filters.identity(), "SGD"
     if nesterov:
-        return up.nesterov(momentum), "SGD with Nesterov momentum"
-    return up.heavy_ball(momentum, float(setting.group.get("dampening", 0.0))), "SGD with momentum"
+        return filters.nesterov(momentum), "SGD with Nesterov momentum"
+    return filters.heavy_ball(momentum, float(settings.group.get("dampening", 0.0))), "SGD with momentum"
 
 
-def sgd(setting: Setting) -> Motion:
-    """torch.optim.SGD: decay inside the gradient, gamma = lr wd H.
+def sgd(settings: GroupSettings) -> Dynamics:
+    """torch.optim.SGD: weight decay is part of the gradient, gamma = lr wd H.
 
-    Heavy-ball: Delta^2 = 2 lr wd (1 - tau)/(1 + a). Nesterov, which is what timm's `sgd` means: Delta^2 = 2 lr wd F(a),
-    F = [(1-a)(1+a)^3 + a^4]/(1+a) = .7063 at a = .9, with white gradients; with the momentum buffer at hand
-    2 lr wd / [(1-a) + 2 a^2 <u,b>/|u|^2], with any gradients.
+    Heavy-ball: Delta^2 = 2 lr wd (1 - tau)/(1 + a). Nesterov, which is what timm calls `sgd`: Delta^2 = 2 lr wd F(a),
+    F = [(1-a)(1+a)^3 + a^4]/(1+a) = .7063 at a = .9, for white gradients. With the momentum buffer b it is
+    2 lr wd / [(1-a) + 2 a^2 <u,b>/|u|^2], for any gradients.
     """
-    updates, name = response(setting)
-    nesterov = setting.momentum != 0 and setting.flag("nesterov")
-    formula = "2 lr wd [(1-a)(1+a)^3 + a^4]/(1+a)" if nesterov else "2 lr wd (1-tau)/(1+a)"
-    return Motion(
-        name,
+    updates, title = momentum_filter(settings)
+    nesterov = settings.momentum != 0 and settings.flag("nesterov")
+    return Dynamics(
         updates,
-        step_size=setting.lr,
-        decay=setting.lr * setting.weight_decay * updates.gain,
+        step_size=settings.lr,
+        decay=settings.lr * settings.weight_decay * updates.gain,
         norm_exponent=1.0,
-        filtered_decay=True,
-        formula=formula,
-        nesterov_momentum=setting.momentum if nesterov else None,
-        source=DERIVED if nesterov else WAN,
-        assumptions=(WHITE if nesterov else ANY_GRADIENT, SLOW_SCHEDULE),
+        coupled=True,
+        nesterov_momentum=settings.momentum if nesterov else None,
+        title=title,
+        formula="2 lr wd [(1-a)(1+a)^3 + a^4]/(1+a)" if nesterov else None,
+        source=DERIVED if nesterov else None,
+        assumptions=(WHITE, SLOW_SCHEDULE) if nesterov else (ANY_GRADIENT, SLOW_SCHEDULE),
     )
 
 
-def sgdw(setting: Setting) -> Motion:
-    """timm SGDW: decay multiplies the weight, gamma = lr wd (sgdc: corrected); R as for SGD."""
-    updates, name = response(setting)
-    return Motion(
-        name.replace("SGD", "SGDW"),
+def sgdw(settings: GroupSettings) -> Dynamics:
+    """timm SGDW: weight decay multiplies the weight, gamma = lr wd (corrected in `sgdc`); R as for SGD."""
+    updates, title = momentum_filter(settings)
+    return Dynamics(
         updates,
-        step_size=setting.lr,
-        decay=setting.decoupled_decay,
+        step_size=settings.lr,
+        decay=settings.decoupled_decay,
         norm_exponent=1.0,
-        formula="2 lr wd / R, R = H^2/S",
-        assumptions=(WHITE, SLOW_SCHEDULE),
+        title=title.replace("SGD", "SGDW"),
     )
 
 
-def sgdp(setting: Setting) -> Motion:
+def sgdp(settings: GroupSettings) -> Dynamics:
     """timm SGDP: updates are projected onto the sphere's tangent, R = 1; Delta^2 = 2 lr wd wd_ratio/(1 - a)."""
-    momentum = setting.momentum
-    decay = setting.lr * setting.weight_decay * float(setting.group["wd_ratio"]) / (1 - momentum)
-    updates, _ = response(setting)
-    flat = up.from_autocorrelation(
-        up.white().autocorrelation, gain=math.sqrt(updates.energy or 1.0), energy=updates.energy
-    )
-    return Motion(
-        "SGDP",
-        flat,
-        step_size=setting.lr,
-        decay=decay,
+    momentum = settings.momentum
+    updates, _ = momentum_filter(settings)
+    return Dynamics(
+        filters.projected(updates),
+        step_size=settings.lr,
+        decay=settings.lr * settings.weight_decay * float(settings.group["wd_ratio"]) / (1 - momentum),
         norm_exponent=1.0,
-        formula="2 lr wd wd_ratio/(1-a)",
-        source="derived here from Heo et al., AdamP, 2006.08217",
-        assumptions=("gradients orthogonal to the weight, so that every update is projected",),
     )
 
 
-def novograd(setting: Setting) -> Motion:
+def novograd(settings: GroupSettings) -> Dynamics:
     """timm NvNovoGrad: the gradient over its own running norm, through a sum b m + g with gain 1/(1 - b1)."""
-    beta = setting.betas[0]
-    updates = up.average(beta) if setting.flag("grad_averaging") else up.heavy_ball(beta)
-    coupled = not setting.flag("decoupled_decay")
-    decay = setting.lr * setting.weight_decay * updates.gain if coupled else setting.decoupled_decay
-    return Motion(
-        "NovoGrad",
+    beta = settings.betas[0]
+    updates = filters.moving_average(beta) if settings.flag("grad_averaging") else filters.heavy_ball(beta)
+    decay = settings.lr * settings.weight_decay * updates.gain if settings.coupled else settings.decoupled_decay
+    return Dynamics(
         updates,
-        step_size=setting.lr,
+        step_size=settings.lr,
         decay=decay,
-        filtered_decay=coupled,
-        formula="2 lr wd/(1+b1)" if coupled else "2 lr wd (1-b1)/(1+b1)",
+        coupled=settings.coupled,
+        formula="2 lr wd/(1+b1)" if settings.coupled else None,
     )

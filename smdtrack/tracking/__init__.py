@@ -1,4 +1,4 @@
-"""The only code inside somebody's training loop: hooks, probe, tracker."""
+"""Tracking a training: `watch` returns a `Tracker`, which measures sampled optimizer steps."""
 
 from smdtrack.tracking.attach.options import Options
 from smdtrack.tracking.attach.tracker import Tracker

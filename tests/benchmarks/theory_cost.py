@@ -1,8 +1,8 @@
-"""What a line costs per parameter group while hyper-parameters stand still, and what a calibration costs, once.
+"""Measures the time of one line while hyper-parameters do not change, and the time of one calibration.
 
     python -m tests.benchmarks.theory_cost
 
-All in seconds of one core (CPU time, so that a busy machine does not count).
+All times are CPU seconds of one core, so that other processes on the machine do not matter.
 """
 
 import time
@@ -16,7 +16,7 @@ from smdtrack.theory import identify
 
 BOUND = 50e-6
 CALIBRATION_BOUND = 10.0
-# optimizers that are run before they have a line, with weights of the shapes that they look at
+# Optimizers that are calibrated, with weights of shapes that matter to them.
 CALIBRATED = {
     "cadamw": [(64, 64, 3, 3)],
     "csgdw": [(64, 64, 3, 3)],
@@ -30,7 +30,7 @@ NAMES = ("momentum", "sgd", "adamw", "adam", "nadamw", "lion", "cadamw", "lamb",
 
 
 def seconds_per_line(name: str, calls: int = 5000) -> tuple[float, float, float]:
-    """Seconds of one line: standing still, with a new lr each time, and with a new state factor each time."""
+    """Returns seconds per line: with nothing changed, with a new lr each time, with a new state factor each time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = create_optimizer_v2([torch.nn.Parameter(torch.zeros(16, 16))], name, lr=1e-3, weight_decay=0.1)
@@ -53,14 +53,14 @@ def seconds_per_line(name: str, calls: int = 5000) -> tuple[float, float, float]
 
 
 class Unknown(torch.optim.AdamW):
-    """An optimizer without a rule: its step is its own."""
+    """An optimizer without a record, because it has a step of its own."""
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure)
 
 
 def seconds_of_calibration(name: str, shape: tuple[int, ...]) -> float:
-    """Seconds until an optimizer that has to be run has its first line."""
+    """Returns the seconds until an optimizer that is calibrated has its first line."""
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer: torch.optim.Optimizer = (
         Unknown([weight], lr=1e-3, weight_decay=0.1)
@@ -74,24 +74,24 @@ def seconds_of_calibration(name: str, shape: tuple[int, ...]) -> float:
 
 
 def main() -> int:
-    """Prints both; exit code 1 when a line that stands still costs more than 50 us, or a calibration 10 s."""
+    """Prints both tables; returns 1 if an unchanged line takes more than 50 us or a calibration more than 10 s."""
     torch.set_num_threads(1)
-    print(f"microseconds of one line; bound when still: {BOUND * 1e6:.0f}")
-    print(f"{'optimizer':10s} {'still':>9s} {'new lr':>9s} {'new state':>9s}")
+    print(f"microseconds per line; limit for unchanged hyper-parameters: {BOUND * 1e6:.0f}")
+    print(f"{'optimizer':10s} {'unchanged':>9s} {'new lr':>9s} {'new state':>9s}")
     worst = 0.0
     for name in NAMES:
         times = seconds_per_line(name)
         worst = max(worst, times[0])
         print(f"{name:10s} " + " ".join(f"{value * 1e6:9.1f}" for value in times))
-    print(f"worst / bound = {worst / BOUND:.2f}\n")
-    print(f"seconds of a calibration; bound: {CALIBRATION_BOUND:.0f}")
+    print(f"slowest / limit = {worst / BOUND:.2f}\n")
+    print(f"seconds per calibration; limit: {CALIBRATION_BOUND:.0f}")
     longest = 0.0
     for name, shapes in CALIBRATED.items():
         for shape in shapes:
             seconds = seconds_of_calibration(name, shape)
             longest = max(longest, seconds)
             print(f"{name:10s} {'x'.join(map(str, shape)):12s} {seconds:6.2f}", flush=True)
-    print(f"worst / bound = {longest / CALIBRATION_BOUND:.2f}")
+    print(f"slowest / limit = {longest / CALIBRATION_BOUND:.2f}")
     return 1 if worst > BOUND or longest > CALIBRATION_BOUND else 0
 
 

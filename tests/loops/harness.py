@@ -1,4 +1,4 @@
-"""Runs a training loop twice, with smdtrack and without, and holds the record against float64 brute force."""
+"""Runs a training loop with smdtrack and without it, and compares the record with float64 brute force."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Loop:
 
 
 def network(dtype: torch.dtype = torch.float32, width: int = 8) -> nn.Module:
-    """Convolutions under batch norm with dropout between: small, and its audit takes a moment."""
+    """A small network: two convolutions with batch norm, and dropout between them."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -73,7 +73,7 @@ def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
 
 
 def trained(make: Callable[[], Loop], batches: int = 12, **options: Any) -> tuple[Witness, Run]:
-    """Asserts that training ends in the same bits with smdtrack as without, and returns what was seen and recorded."""
+    """Asserts that training ends in the same bits with smdtrack as without; returns the witness and the record."""
     ends = []
     witness, tracker = None, None
     for watch in (False, True):
@@ -82,7 +82,7 @@ def trained(make: Callable[[], Loop], batches: int = 12, **options: Any) -> tupl
         if watch:
             settings = {"every": 1, "sinks": ["local"], "example_input": loop.example, **options}
             tracker = smdtrack.watch(loop.watched or loop.model, loop.optimizer, **settings)
-        # The witness draws no numbers and writes nothing: it may look on in both runs.
+        # The witness draws no random numbers and changes nothing, so that it can watch both runs.
         witness = Witness(loop.model, loop.optimizer)
         for number in range(batches):
             loop.step(number)
@@ -103,10 +103,10 @@ def assert_equal_to_float64(
     rtol: float = 1e-6,
     first: int = 0,
 ) -> None:
-    """Every recorded value of the families against the witness, and that there are any.
+    """Asserts that there are values of each family, and that all of them equal those of the witness.
 
     Args:
-        first: The recorded step before the witness's first.
+        first: Number of steps that were recorded before the witness's first one.
     """
     references = {"angle": witness.angle, "norm": witness.norm, "effective_grad": witness.effective_gradient}
     assert {weight.name for weight in run.info.weights} >= set(names)

@@ -1,4 +1,4 @@
-"""Accumulation and the three ways of clipping: what they do to gradients, and what is said of the lines."""
+"""Gradient accumulation, and the three kinds of gradient clipping."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from timm.utils import dispatch_clip_grad
 
+from smdtrack.tracking.measure.clipping_traces import count_ties
 from tests.loops.harness import WEIGHTS, Loop, assert_equal_to_float64, column, loss_of, network, sgd, trained
 
 
@@ -36,13 +37,15 @@ def clipped(mode: str, value: float) -> Loop:
     return Loop(model, optimizer, step)
 
 
-def test_an_accumulated_gradient_is_one_step() -> None:
+def test_accumulated_batches_count_as_one_step() -> None:
     witness, run = trained(accumulated, batches=12)
     assert run.steps.tolist() == [1, 2, 3, 4]
     assert_equal_to_float64(witness, run)
 
 
-def test_norm_clipping_is_measured_after_the_clipping_and_leaves_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradients_clipped_by_norm_are_measured_after_the_clipping_and_keep_the_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     witness, run = trained(lambda: clipped("norm", 0.1))
     assert_equal_to_float64(witness, run)
     for step in witness.steps:
@@ -52,11 +55,11 @@ def test_norm_clipping_is_measured_after_the_clipping_and_leaves_the_lines(capsy
     assert "clipped" not in capsys.readouterr().err
 
 
-def test_value_clipping_is_seen_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_clipping_by_value_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     witness, run = trained(lambda: clipped("value", 0.003))
     assert_equal_to_float64(witness, run)
     assert set(run.overview["smd/clipped"]) == {1.0}
-    # What the flag is for: the gradient has left the tangent.
+    # The clipped gradient is no longer orthogonal to the weight.
     assert max(witness.cosine(name, 12) for name in WEIGHTS) > 1e-3
     assert run.overview["smd/orthogonality_residual"][-1] == pytest.approx(
         max(witness.cosine(name, 12) for name in WEIGHTS), rel=1e-5
@@ -64,7 +67,7 @@ def test_value_clipping_is_seen_and_said_once(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.count("clipped by value") == 1
 
 
-def test_under_adaptive_clipping_no_equilibrium_line_is_drawn_and_it_is_said_why(
+def test_adaptive_clipping_is_reported_and_ends_the_equilibrium_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     witness, run = trained(lambda: clipped("agc", 0.01))
@@ -76,14 +79,14 @@ def test_under_adaptive_clipping_no_equilibrium_line_is_drawn_and_it_is_said_why
     assert capsys.readouterr().err.count("(AGC)") == 1
 
 
-def test_clipping_that_never_bites_is_not_seen() -> None:
+def test_clipping_that_changes_no_gradient_is_not_reported() -> None:
     for mode, value in (("value", 100.0), ("agc", 100.0)):
         _, run = trained(lambda mode=mode, value=value: clipped(mode, value))  # type: ignore[misc]
         assert "smd/clipped" not in run.overview
         assert np.isfinite(run.values["angle_eq"]).all()
 
 
-def test_weights_that_the_step_does_not_move_have_no_value() -> None:
+def test_a_weight_without_a_gradient_has_no_value_at_that_step() -> None:
     def make() -> Loop:
         model = network()
         optimizer = sgd(model)
@@ -106,15 +109,13 @@ def test_weights_that_the_step_does_not_move_have_no_value() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 40, 5000])
-def test_traces_are_counts_of_ties(size: int) -> None:
-    from smdtrack.tracking.measure.clipping_traces import traces
-
+def test_ties_are_counted(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     weight, gradient = (torch.randn(8, size, generator=generator) for _ in range(2))
     gradient.clamp_(-0.5, 0.5)
-    elements, _ = traces(weight, gradient)
+    elements, _ = count_ties(weight, gradient)
     assert int(elements) == int((gradient.abs().numpy() == np.float32(0.5)).sum())
     ratio = 0.01 * weight.norm(dim=1) / gradient.norm(dim=1)
     ratio[3:] *= 0.5
-    _, filters = traces(weight, gradient * ratio[:, None])
+    _, filters = count_ties(weight, gradient * ratio[:, None])
     assert int(filters) == 3

@@ -1,4 +1,4 @@
-"""Loops that are other people's: Lightning, Accelerate and Hugging Face's Trainer, wrapped unchanged."""
+"""Unmodified training loops of Lightning, Accelerate and Hugging Face's Trainer under `smdtrack run`."""
 
 import importlib
 import os
@@ -108,7 +108,7 @@ Trainer(
 
 
 def needs(package: str) -> None:
-    """Without the package there is nothing to test, except in CI, which must have it."""
+    """Skips the test if the package is missing; in CI it must not be missing."""
     if os.environ.get("CI"):
         importlib.import_module(package)
     else:
@@ -116,8 +116,8 @@ def needs(package: str) -> None:
 
 
 def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[list[Witness], Any, Launched | None]:
-    """Runs a script, under the launcher or as it is: what was seen, the weights at the end."""
-    if "accelerate" in sys.modules:  # one state a process, which Trainer sets up in its own way
+    """Runs a script, with smdtrack or without; returns its witnesses, what it saved at its end, and the launch."""
+    if "accelerate" in sys.modules:  # both keep one state per process
         from accelerate.state import AcceleratorState, GradientState
 
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -142,7 +142,7 @@ def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[
     [
         ("lightning", LIGHTNING, "", 1),
         ("accelerate", ACCELERATE, "", 1),
-        # No guess fits a model that takes a dictionary: its next forward pass tells, and the second step is the first.
+        # The model takes a dictionary, so that its input is captured in its next forward pass, after the first step.
         ("transformers", TRAINER, "body.", 2),
     ],
 )

@@ -13,7 +13,7 @@ from tests.loops.harness import WEIGHTS, Loop, assert_equal_to_float64, column, 
 from tests.tracking.witness import Witness, assert_same_bits, everything, seed_everything
 
 
-def test_a_group_added_in_mid_run_is_measured_from_then_on_by_its_own_hyper_parameters() -> None:
+def test_a_group_added_in_mid_run_is_measured_from_then_on_with_its_own_hyper_parameters() -> None:
     def make() -> Loop:
         model = network()
         optimizer = torch.optim.SGD(model[4:].parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
@@ -108,7 +108,7 @@ class Raising(torch.optim.SGD):
         super().step()
 
 
-def test_a_step_that_raised_is_left_behind() -> None:
+def test_a_step_that_raises_leaves_no_sample() -> None:
     seed_everything(2)
     model, other = network(), network()
     failing = Raising(model.parameters(), lr=0.05, momentum=0.9)
@@ -125,15 +125,15 @@ def test_a_step_that_raised_is_left_behind() -> None:
     for _ in range(3):
         plain_step(other, following)
         plain_step(model, failing)
-    one.detach()
-    two.detach()
+    one.finish()
+    two.finish()
     assert_equal_to_float64(witness, read_run(two.folder))
     assert read_run(two.folder).steps.tolist() == [1, 2, 3]
-    # The step that raised was begun, and counts.
+    # The step that raised is counted too.
     assert read_run(one.folder).steps.tolist() == [2, 3, 4]
 
 
-def test_memory_is_given_back_at_the_end() -> None:
+def test_a_finished_tracker_keeps_no_weight_alive() -> None:
     import gc
     import weakref
 
@@ -155,8 +155,8 @@ def test_a_model_is_audited_once_for_all_its_optimizers(monkeypatch: pytest.Monk
     monkeypatch.setattr(selection, "audit", lambda *a, **k: audits.append(a) or smdtrack.audit(*a, **k))
     model = network()
     for _ in range(3):
-        smdtrack.watch(model, sgd(model), sinks=["local"]).detach()
+        smdtrack.watch(model, sgd(model), sinks=["local"]).finish()
     assert len(audits) == 1
     model[0] = nn.Conv2d(3, 8, 3, padding=1, bias=True)
-    smdtrack.watch(model, sgd(model), sinks=["local"]).detach()
+    smdtrack.watch(model, sgd(model), sinks=["local"]).finish()
     assert len(audits) == 2

@@ -28,14 +28,14 @@ def scaled(fused: bool) -> Loop:
     return Loop(model, optimizer, step)
 
 
-def test_a_scaler_that_unscales_before_the_step_calls_no_step_at_an_overflow() -> None:
+def test_a_grad_scaler_calls_no_step_at_an_overflow_and_no_sample_is_made() -> None:
     witness, run = trained(lambda: scaled(fused=False))
     assert len(witness.steps) == 12 - len(OVERFLOWS)
     assert run.steps.tolist() == list(range(1, 10))
     assert_equal_to_float64(witness, run)
 
 
-def test_a_fused_step_gets_scaled_gradients_and_skips_by_itself() -> None:
+def test_scaled_gradients_of_a_fused_step_are_unscaled_and_skipped_steps_leave_no_sample() -> None:
     witness, run = trained(lambda: scaled(fused=True))
     assert len(witness.steps) == 12
     skipped = [number + 1 for number in OVERFLOWS]
@@ -45,7 +45,7 @@ def test_a_fused_step_gets_scaled_gradients_and_skips_by_itself() -> None:
         assert all(witness.angle(name, step) == 0 for step in skipped)
 
 
-def test_autocast_to_bfloat16() -> None:
+def test_under_bf16_autocast_the_values_equal_float64() -> None:
     def make() -> Loop:
         model = network()
         optimizer = sgd(model)
@@ -74,7 +74,7 @@ def in_bfloat16(lr: float = 0.05, optimizer_of: object = None) -> Loop:
     return Loop(model, optimizer, step)
 
 
-def test_pure_bfloat16_weights_are_measured_as_they_are_and_flagged_below_the_floor(
+def test_angles_of_bf16_weights_below_the_smallest_readable_one_are_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     witness, run = trained(lambda: in_bfloat16(lr=0.002))
@@ -86,13 +86,13 @@ def test_pure_bfloat16_weights_are_measured_as_they_are_and_flagged_below_the_fl
     assert capsys.readouterr().err.count("weights in low precision") == 1
 
 
-def test_weights_in_fp32_carry_no_such_flag() -> None:
+def test_fp32_weights_have_no_such_flag() -> None:
     _, run = trained(lambda: scaled(fused=False))
     assert "smd/below_floor" not in run.overview
 
 
 class MasterSGD(torch.optim.Optimizer):
-    """Keeps an fp32 copy of each bf16 weight, steps that, and rounds it into the weight."""
+    """Keeps an fp32 copy of each bf16 weight, updates the copy, and rounds it into the weight."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model.parameters(), {"lr": 0.002, "weight_decay": 0.01})
@@ -108,7 +108,7 @@ class MasterSGD(torch.optim.Optimizer):
                 parameter.copy_(master)
 
 
-def test_where_an_optimizer_keeps_fp32_masters_they_are_measured() -> None:
+def test_fp32_master_copies_are_measured_instead_of_bf16_weights() -> None:
     masters: list[dict[str, torch.Tensor]] = []
 
     def make() -> Loop:
@@ -128,7 +128,7 @@ def test_where_an_optimizer_keeps_fp32_masters_they_are_measured() -> None:
 
     _, run = trained(make)
     for name in WEIGHTS:
-        # Before the first step there is no master yet: that reading is of the weight.
+        # Before the first step there is no master copy yet, so that the weight itself is measured.
         for step in range(2, 13):
             before, after = masters[step - 2][name], masters[step - 1][name]
             angle = 2 * math.asin(float((before / before.norm() - after / after.norm()).norm()) / 2)

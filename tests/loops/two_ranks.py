@@ -57,7 +57,7 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
         tracker = smdtrack.watch(runner, optimizer, every=1, lags=[3], sinks=["local"], folder=folder / "runs")
     if watch == "fault" and dist.get_rank() == 1:
         assert tracker is not None
-        tracker._measurer._probe.begin = None  # type: ignore[assignment,method-assign]
+        tracker._sampler._measurer._probe.begin = None  # type: ignore[assignment,method-assign]
     if mode == "late":
         shard(model)
         optimizer.param_groups[0]["params"] = list(model.parameters())
@@ -81,7 +81,7 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
-    # A gloo thread that still holds the last step's work when Python ends aborts the process. It is joined once nothing
-    # refers to the group, and DDP, which does, lies in a cycle.
+    # If a gloo thread still holds the last step's work when Python ends, the process aborts. The thread ends when
+    # nothing refers to the process group any more. DDP refers to it and is part of a reference cycle: collect that.
     gc.collect()
     dist.destroy_process_group()

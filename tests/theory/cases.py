@@ -1,19 +1,17 @@
-"""The hyper-parameters under which every timm optimizer is simulated: gamma near 1e-3, moments that settle quickly."""
+"""The hyper-parameters for the simulation of every timm optimizer: gamma near 1e-3 and quickly settling moments."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from smdtrack.theory import Line
-
 
 @dataclass(frozen=True)
 class Case:
-    """One optimizer by its timm name, its settings, and what is expected of the comparison.
+    """One optimizer by its timm name, its settings, and the tolerance of the comparison.
 
     Attributes:
-        tolerance: of measured / predicted - 1.
-        against: "equilibrium", or "drift" where there is no equilibrium or it is not reached in a short run.
-        remark: why the tolerance is what it is, where it is an exception.
+        tolerance: Largest |measured / predicted - 1|.
+        against: "equilibrium", or "drift" if no equilibrium exists or a short run does not reach it.
+        remark: Why the tolerance differs from the usual one, if it does.
     """
 
     name: str
@@ -90,8 +88,3 @@ def _cases() -> list[Case]:
 
 
 CASES = {case.name: case for case in _cases()}
-
-
-def predicted(line: Line) -> bool:
-    """Whether there is anything to compare."""
-    return line.kind != "none"

@@ -1,8 +1,8 @@
 """The real optimizer on scale-invariant noise: the independent reference for every line.
 
-The loss of step t is `C <z_t, w> / (sqrt(d) ||w||)` with a fresh Gaussian z_t: it does not see the scale of w,
-its gradient is `C P_perp(z_t) / (sqrt(d) ||w||)`, orthogonal to w, and it has a real Hessian for the optimizers
-that ask for one. Everything in float64; angles by atan2, so that small ones are right.
+The loss of step t is `C <z_t, w> / (sqrt(d) ||w||)` with a new Gaussian z_t. It does not depend on the scale of w. Its
+gradient is `C P_perp(z_t) / (sqrt(d) ||w||)`, which is orthogonal to w. It has a Hessian for the optimizers that need
+one. Everything is in float64, and angles are computed by atan2, so that small ones are right.
 """
 
 import math
@@ -13,21 +13,25 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from smdtrack.theory import Family, identify
+from smdtrack.theory import Family, Line, identify
+from smdtrack.theory.measured_memory import measured_memory
+from tests.theory.noise import Noise, correlated, white
 
 Build = Callable[[list[torch.nn.Parameter]], Optimizer]
 
 
 @dataclass
 class Trace:
-    """What a simulated run showed, one entry per step.
+    """What was measured in a simulated run, one entry per step.
 
     Attributes:
-        angle2: squared angular update, radian^2.
-        norm2: squared norm before the step.
-        gradient2: squared effective gradient, (||g|| ||w||)^2.
-        line2: squared equilibrium line at the present state, where sampled.
-        learning_rate: in force.
+        angle2: Squared angular update, radian^2.
+        norm2: Squared norm before the step.
+        gradient2: Squared effective gradient, (||g|| ||w||)^2.
+        line2: Squared equilibrium line at the present state, for the sampled steps only.
+        learning_rate: Of the step.
+        along: <w, d>/<w, w> of the weight before the step and its change.
+        change2: <d, d>/<w, w>.
     """
 
     angle2: list[float] = field(default_factory=list)
@@ -35,6 +39,8 @@ class Trace:
     gradient2: list[float] = field(default_factory=list)
     line2: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
+    along: list[float] = field(default_factory=list)
+    change2: list[float] = field(default_factory=list)
 
     @property
     def angle(self) -> float:
@@ -47,6 +53,11 @@ class Trace:
         sampled = [value for value in self.line2 if not math.isnan(value)]
         return math.sqrt(sum(sampled) / len(sampled)) if sampled else math.nan
 
+    def memory(self, line: Line) -> float:
+        """R of the updates as measured over the whole trace."""
+        along, change2 = (sum(values) / len(values) for values in (self.along, self.change2))
+        return measured_memory(1.0, along, change2, line.decay_rate or 0.0, line.coupled)
+
     @property
     def drift(self) -> float:
         """Change of ln ||w||^2 per step over the whole trace."""
@@ -54,14 +65,16 @@ class Trace:
 
 
 class Simulation:
-    """One weight, one optimizer, white (or AR(1)) noise.
+    """One weight trained by one optimizer on white or AR(1) noise.
 
     Args:
-        build: makes the optimizer from a list with the one parameter.
-        shape: of the weight.
-        norm: to start from.
+        build: Makes the optimizer from a list with the one parameter.
+        shape: Of the weight.
+        norm: Of the weight at the start.
         effective_gradient: C, the RMS of ||g|| ||w||.
-        correlation: of the gradients from step to step (AR(1)).
+        correlation: Between the gradients of successive steps (AR(1)); of no effect if `noise` is given.
+        noise: Of the gradients; white by default.
+        seed: Of the random numbers.
     """
 
     def __init__(
@@ -72,6 +85,7 @@ class Simulation:
         norm: float = 1.0,
         effective_gradient: float = 1.0,
         correlation: float = 0.0,
+        noise: Noise | None = None,
         seed: int = 0,
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -80,8 +94,7 @@ class Simulation:
         self.optimizer = build([self.weight])
         self.family: Family = identify(self.optimizer)
         self.scale = effective_gradient / math.sqrt(direction.numel())
-        self.correlation = correlation
-        self.noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        self.noise = (noise or (correlated(correlation) if correlation else white))(self.generator, shape)
         self.second_order = bool(getattr(self.optimizer, "is_second_order", False))
 
     @property
@@ -96,10 +109,9 @@ class Simulation:
 
     def line(self):
         """The line at the present state."""
-        factors = self.family.state_factors([self.weight], [self.state], self.group) if self.state else None
-        return self.family.line(
-            self.group, tuple(self.weight.shape), state_factor=float(factors[0]) if factors else None
-        )
+        pulls = self.family.decay_pulls([self.weight], [self.state], self.group) if self.state else None
+        factor = float(pulls[0] / self.weight.detach().square().sum()) if pulls else None
+        return self.family.line(self.group, tuple(self.weight.shape), state_factor=factor)
 
     def rescale(self, factor: float) -> None:
         """Multiplies the weight, as if it had grown there."""
@@ -117,6 +129,9 @@ class Simulation:
             before = self.weight.detach().clone()
             trace.gradient2.append(float(self.weight.grad.detach().square().sum() * before.square().sum()))
             self.optimizer.step()
+            change = self.weight.detach() - before
+            trace.along.append(float((before * change).sum() / before.square().sum()))
+            trace.change2.append(float(change.square().sum() / before.square().sum()))
             trace.angle2.append(angle_between(before, self.weight.detach()) ** 2)
             trace.norm2.append(float(before.square().sum()))
             trace.learning_rate.append(float(self.group["lr"]))
@@ -126,18 +141,14 @@ class Simulation:
         return trace
 
     def _gradient(self) -> None:
-        fresh = torch.randn(self.noise.shape, generator=self.generator, dtype=torch.float64)
-        if self.correlation:
-            self.noise = self.correlation * self.noise + math.sqrt(1 - self.correlation**2) * fresh
-        else:
-            self.noise = fresh
+        noise = next(self.noise)
         if self.second_order:
-            loss = self.scale * (self.noise * self.weight).sum() / self.weight.norm()
+            loss = self.scale * (noise * self.weight).sum() / self.weight.norm()
             self.weight.grad = torch.autograd.grad(loss, self.weight, create_graph=True)[0]
             return
         weight = self.weight.detach()
         norm2 = weight.square().sum()
-        tangent = self.noise - weight * ((self.noise * weight).sum() / norm2)
+        tangent = noise - weight * ((noise * weight).sum() / norm2)
         self.weight.grad = tangent * (self.scale / norm2.sqrt())
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 
-from smdtrack.theory import calibration, identify
-from smdtrack.theory import updates as up
+from smdtrack.theory import calibration, filters, identify
 from smdtrack.theory.calibration import calibrated
 
 
@@ -18,9 +17,9 @@ def made(name, **arguments):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("sgd", up.nesterov(0.9)),
-        ("adamw", up.average(0.9)),
-        ("lion", up.lion(0.9, 0.99)),
+        ("sgd", filters.nesterov(0.9)),
+        ("adamw", filters.moving_average(0.9)),
+        ("lion", filters.lion(0.9, 0.99)),
     ],
 )
 def test_a_run_finds_the_memory_that_theory_gives(name, expected):
@@ -56,7 +55,7 @@ def test_it_runs_once_per_class_and_hyper_parameters(monkeypatch):
     assert calibrated(made("cadamc", betas=(0.8, 0.99)), optimizer.param_groups[0]) is first
 
 
-def test_nothing_is_run_beside_a_training():
+def test_nothing_is_calibrated_on_another_thread():
     """A writer thread that calibrates would draw from, and reset, the random numbers of the training thread."""
     weight = torch.nn.Parameter(torch.randn(8, 8))
     optimizer = create_optimizer_v2([weight], "cadamw", lr=1e-3, weight_decay=0.1, betas=(0.87, 0.98))
@@ -68,4 +67,6 @@ def test_nothing_is_run_beside_a_training():
     thread.join()
     assert torch.equal(torch.get_rng_state(), state)
     assert found[0].kind == "none"
-    assert "beside a training" in found[0].reason
+    assert found[0].reason == (
+        "its hyper-parameters changed during the training, and it cannot be calibrated while a training runs"
+    )

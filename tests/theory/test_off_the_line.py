@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.theory.cases import CASES
-from tests.theory.comparison import build
+from tests.theory.compare import build
 from tests.theory.simulator import Simulation, at_equilibrium
 
 

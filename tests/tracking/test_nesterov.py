@@ -1,4 +1,4 @@
-"""timm's `sgd` is Nesterov's: its line is read from the momentum buffer; here against float64 by hooks of the test."""
+"""The line of Nesterov's SGD is computed from the momentum buffer: compared with float64 by hooks of the test."""
 
 import math
 
@@ -14,7 +14,7 @@ LR, DECAY, MOMENTUM = 0.05, 0.01, 0.9
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_the_line_is_the_identity_from_update_and_buffer(every: int) -> None:
+def test_the_nesterov_line_equals_the_identity_of_update_and_momentum_buffer(every: int) -> None:
     seed_everything(0)
     model = tiny()
     optimizer = sgd(model, lr=LR, weight_decay=DECAY, nesterov=True)
@@ -37,7 +37,7 @@ def test_the_line_is_the_identity_from_update_and_buffer(every: int) -> None:
     with smdtrack.watch(model, optimizer, every=every, sinks=[sink]):
         train(model, optimizer, 24)
     assert {tracked.line_kind for tracked in sink.info.weights} == {"from state"}
-    # The equilibrium line is thinned before it reaches a sink: what was sent must be right at its own step.
+    # Sinks get the equilibrium line only when it moves: each value must be right at its own step.
     sent = sink.series("angle_eq/3")
     assert len(sent) >= 2
     for step, line in sent:

@@ -10,9 +10,9 @@ from timm.optim import Lamb, Lookahead
 from torch import nn
 
 import smdtrack
+from smdtrack.optimizers import steps_taken
 from smdtrack.record import read_run
 from smdtrack.sinks.memory import MemorySink
-from smdtrack.tracking.attach.model_discovery import steps_taken
 from tests.tracking.test_tracker import sgd, tiny, train
 from tests.tracking.witness import seed_everything
 
@@ -104,7 +104,7 @@ def test_a_record_of_other_weights_is_refused() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
     )
-    with pytest.raises(smdtrack.SmdtrackError, match=r"cannot go on with .*: it tracks other weights \(3.weight\)"):
+    with pytest.raises(smdtrack.SmdtrackError, match=r"cannot continue .*: it tracks other weights \(3.weight\)"):
         smdtrack.watch(model, sgd(model), sinks=["local"], resume_run=folder)
     with pytest.raises(smdtrack.SmdtrackError, match="is not a run's folder"):
         smdtrack.watch(model, sgd(model), sinks=["local"], resume_run="nowhere")
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_the_record_does_not_know_goes_on_after_its_last_step(
     with smdtrack.watch(model, optimizer, every=2, sinks=["local"], resume_run=folder):
         train(model, optimizer, 4)
     assert read_run(folder).steps.tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
-    assert "has no such checkpoint" in capsys.readouterr().err
+    assert "has no checkpoint with these weights" in capsys.readouterr().err
 
 
 def test_asking_for_the_state_leaves_it_as_it_was() -> None:

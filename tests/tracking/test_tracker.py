@@ -1,7 +1,8 @@
 """The tracker around real training, against float64 brute force from copies that the test takes itself."""
 
+import inspect
 import math
-import warnings
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 import smdtrack
 from smdtrack.record import read_run
 from smdtrack.sinks.memory import MemorySink
+from smdtrack.tracking import Options
+from tests.said import collected_notices
 from tests.tracking.witness import Witness, assert_same_bits, everything, seed_everything
 
 
@@ -166,7 +169,7 @@ def test_training_is_the_same_bits_with_and_without(model: str, drop_path: float
         if tracker is not None:
             tracker.finish()
             assert len(tracker.selection.weights) == 20
-            assert tracker.summary() is not None
+            assert len(tracker.summary().weights) == 20
         return everything(network, [optimizer])
 
     assert_same_bits(final(watched=False), final(watched=True))
@@ -180,7 +183,7 @@ def test_the_test_of_bits_sees_one_bit() -> None:
         assert_same_bits({"weights": weights}, {"weights": other})
 
 
-def test_watching_again_returns_the_tracker_that_is_there() -> None:
+def test_watching_the_same_optimizer_again_returns_its_tracker() -> None:
     model = tiny()
     optimizer = sgd(model)
     tracker = smdtrack.watch(model, optimizer, sinks=["local"])
@@ -204,7 +207,7 @@ def test_as_a_context_manager_it_ends_with_the_status_of_the_block() -> None:
         assert read_run(tracker.folder).status == status
 
 
-def test_detach_takes_the_hooks_out_and_records_no_more() -> None:
+def test_finish_removes_the_hooks_and_records_no_more() -> None:
     from torch.optim import optimizer as torch_optimizer
 
     before = len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
@@ -220,16 +223,53 @@ def test_detach_takes_the_hooks_out_and_records_no_more() -> None:
     assert after == before
 
 
-def test_summary_ends_the_tracking_and_has_a_row_per_weight() -> None:
+def test_a_summary_in_mid_training_has_every_sample_so_far_and_the_tracking_goes_on() -> None:
     model = tiny()
     optimizer = sgd(model)
     tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"])
     train(model, optimizer, 6)
-    summary = tracker.summary()
-    assert summary is not None
-    assert [row.key for row in summary.weights] == ["0", "3"]
-    train(model, optimizer, 1)
-    assert read_run(tracker.folder).steps.tolist() == [1, 2, 3, 4, 5, 6]
+    early = tracker.summary()
+    assert [(row.key, row.samples) for row in early.weights] == [("0", 2), ("3", 2)]
+    assert (early.first_step, early.last_step) == (5, 6)
+    assert read_run(tracker.folder).status == "running"
+    train(model, optimizer, 3)
+    assert tracker.summary().last_step == 9
+    tracker.finish()
+    run = read_run(tracker.folder)
+    assert run.steps.tolist() == list(range(1, 10))
+    assert run.summary == tracker.summary().to_json() | {"weights": [asdict(row) for row in tracker.summary().weights]}
+
+
+def test_the_summary_in_mid_training_equals_that_of_the_complete_record() -> None:
+    model = tiny()
+    optimizer = sgd(model)
+    tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"])
+    train(model, optimizer, 12)
+    before = tracker.summary()
+    tracker.finish()
+    assert tracker.summary() == before
+
+
+def test_without_a_sample_the_summary_is_empty_and_says_why() -> None:
+    model = tiny()
+    optimizer = sgd(model)
+    tracker = smdtrack.watch(model, optimizer, every=10, sinks=["local"])
+    train(model, optimizer, 3)
+    reason = "no step was sampled: the training took fewer optimizer steps than lie between two samples"
+    for _ in range(2):
+        summary = tracker.summary()
+        assert (summary.weights, summary.reason) == ((), reason)
+        assert summary.verdict == f"nothing was measured: {reason}"
+        tracker.finish()
+
+
+def test_the_arguments_of_watch_are_the_options_with_the_same_defaults() -> None:
+    parameters = inspect.signature(smdtrack.watch).parameters
+    options = {field.name: field for field in fields(Options)}
+    assert set(parameters) - set(options) == {"model", "optimizer", "example_input"}
+    for name, field in options.items():
+        default = field.default if field.default is not MISSING else None
+        assert parameters[name].default == default, name
 
 
 def test_include_and_exclude_choose_weights() -> None:
@@ -242,13 +282,13 @@ def test_include_and_exclude_choose_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "warmup", "expected"),
+    ("every", "first_steps", "expected"),
     [(4, 0, [4, 8, 12]), (5, 3, [1, 2, 3, 5, 10]), (lambda step: step in (2, 7, 11), 0, [2, 7, 11])],
 )
-def test_schedules(every: object, warmup: int, expected: list[int]) -> None:
+def test_schedules(every: object, first_steps: int, expected: list[int]) -> None:
     model = tiny()
     optimizer = sgd(model)
-    with smdtrack.watch(model, optimizer, every=every, first_steps=warmup, sinks=["local"]) as tracker:
+    with smdtrack.watch(model, optimizer, every=every, first_steps=first_steps, sinks=["local"]) as tracker:
         train(model, optimizer, 12)
     assert read_run(tracker.folder).steps.tolist() == expected
 
@@ -264,7 +304,7 @@ def test_schedules(every: object, warmup: int, expected: list[int]) -> None:
         ({"lags": ["5"]}, "lags: '5'"),
         ({"include": ["conv*"]}, "include 'conv*' matches no scale-invariant weight; there are 0.weight, 3.weight"),
         ({"exclude": ["8.weight"]}, "exclude '8.weight'"),
-        ({"sinks": ["mlfow"]}, "no sink 'mlfow' (did you mean 'mlflow'?)"),
+        ({"sinks": ["mlfow"]}, "no sink 'mlfow' (did you mean mlflow?); there are mlflow, wandb, local"),
     ],
 )
 def test_wrong_arguments_are_said_in_one_line(options: dict[str, object], said: str) -> None:
@@ -288,13 +328,12 @@ def test_a_schedule_that_raises_costs_the_tracking_and_one_warning() -> None:
 
     model = tiny()
     optimizer = sgd(model)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with smdtrack.watch(model, optimizer, every=schedule, sinks=["local"]) as tracker:
-            train(model, optimizer, 6)
-    assert [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning] == [
-        "measuring stopped at step 3 (ZeroDivisionError: division by zero); training goes on"
-    ]
+    with (
+        collected_notices() as caught,
+        smdtrack.watch(model, optimizer, every=schedule, sinks=["local"]) as tracker,
+    ):
+        train(model, optimizer, 6)
+    assert caught == ["measuring stopped at step 3 (ZeroDivisionError: division by zero); training goes on"]
     assert read_run(tracker.folder).steps.tolist() == [1, 2]
 
 

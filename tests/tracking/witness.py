@@ -1,4 +1,4 @@
-"""An independent witness: float64 copies of weights and gradients around each step, by hooks of its own.
+"""An independent reference: float64 copies of weights and gradients before and after each step, by its own hooks.
 
 Nothing of smdtrack is used here. Angles come from chords of unit vectors, `2 asin(|a/|a| - b/|b|| / 2)`, another
 formula than smdtrack's.
@@ -27,11 +27,7 @@ class Step:
 
 
 class Witness:
-    """Saves each step of an optimizer.
-
-    Args:
-        scale: Returns what gradients are multiplied with at the time of the step.
-    """
+    """Saves each step of an optimizer, with gradients divided by a loss scaler's factor."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.steps: list[Step] = []

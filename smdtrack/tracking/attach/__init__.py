@@ -1,1 +1,1 @@
-"""Code that runs rarely, on the script's thread: finding models and optimizers, beginning and ending a tracker."""
+"""Finds models and optimizers, and begins and ends trackers: code that runs rarely, on the script's thread."""

@@ -1,4 +1,4 @@
-"""Takes the input of a model's next forward pass, where nothing else says what input the model takes."""
+"""Captures the input of a model's next forward pass, for the audit of a model whose input cannot be guessed."""
 
 import inspect
 from collections.abc import Sequence
@@ -6,33 +6,34 @@ from typing import Any
 
 from torch import nn
 
-from smdtrack.tracking.attach.resume import Before
+from smdtrack.tracking.attach.resume import TrainingState
 
 
 class InputCapture:
-    """Takes the input of the next forward pass of whichever of some modules runs first, by a hook that goes at once.
+    """Captures the input of the module that runs next among several candidates, by hooks that it then removes.
 
-    A module inside a compiled one gets no hook, which would be compiled anew: its wrapper gets it.
+    A module inside a compiled one gets no hook, because the hook would make torch compile it again. The compiled
+    wrapper gets the hook instead.
 
     Attributes:
-        model: The module whose input was seen, once it has been.
-        example: The input, as `audit` takes it.
+        model: The module that ran; None until then.
+        example: Its input, in the form that `audit` takes.
         reason: Why the input is needed.
-        before: The training's state before the step at which the hooks were set.
+        state_before: The training's state before the step at which the hooks were set.
     """
 
-    def __init__(self, models: Sequence[nn.Module], reason: str, before: Before) -> None:
+    def __init__(self, models: Sequence[nn.Module], reason: str, state_before: TrainingState) -> None:
         self.model: nn.Module | None = None
         self.example: Any = None
         self.reason = reason
-        self.before = before
+        self.state_before = state_before
         inside = [model._modules["_orig_mod"] for model in models if "_orig_mod" in model._modules]
         compiled = {id(part) for model in inside if model is not None for part in model.modules()}
         outside = [model for model in models if id(model) not in compiled]
         self._handles = [model.register_forward_pre_hook(self._see, with_kwargs=True) for model in outside]
 
     def remove(self) -> None:
-        """Takes the hooks out."""
+        """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -1,4 +1,4 @@
-"""Puts a tracker on each optimizer of an unmodified script, at the optimizer's first step."""
+"""Makes a tracker for each optimizer of an unmodified script, at the optimizer's first step."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from smdtrack.tracking.attach.input_capture import InputCapture
 from smdtrack.tracking.attach.model_discovery import models_of
 from smdtrack.tracking.attach.options import Options
 from smdtrack.tracking.attach.process_rank import rank
-from smdtrack.tracking.attach.resume import Before, state_before
+from smdtrack.tracking.attach.resume import TrainingState, training_state
 from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
 from smdtrack.tracking.attach.tracker import Tracker
 from smdtrack.tracking.attach.watch import start
@@ -22,15 +22,20 @@ from smdtrack.tracking.measure.sharding import is_dtensor
 
 _MOST_MODELS = 5
 
-#: Called when a tracker has begun, to say so.
+#: Called when a tracker has begun, to tell the user.
 Announce = Callable[[Tracker], None]
 
 
 class Instrumentation:
-    """Puts a tracker on each optimizer at its first step; a fault there costs the tracker, never the training.
+    """Makes a tracker for each optimizer at its first step. If that fails, the training goes on without one.
 
-    An optimizer that is made anew for the same weights, as scripts do for each phase, goes on in the tracker that is
-    there. Where nothing says what input a model takes, its next forward pass does, and the tracker starts a step later.
+    A new optimizer for weights that are tracked already, as scripts make one for each phase, continues their tracker.
+    If the input of a model cannot be guessed, it is taken from the model's next forward pass, and the tracker starts
+    one step later.
+
+    Attributes:
+        trackers: All trackers that were made.
+        optimizers: Number of optimizers that made a step.
     """
 
     def __init__(self, options: Options, announce: Announce | None = None) -> None:
@@ -43,7 +48,7 @@ class Instrumentation:
         add_listener(self)
 
     def stop(self, status: str) -> None:
-        """Takes the hooks out and ends all trackers."""
+        """Removes the hooks and ends all trackers."""
         remove_listener(self)
         for capture in self._waiting.values():
             capture.remove()
@@ -51,7 +56,7 @@ class Instrumentation:
             tracker.finish(status)
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """At an optimizer's first step puts a tracker on it."""
+        """Makes a tracker at an optimizer's first step."""
         try:
             if optimizer in self._known:
                 tracker = self._known[optimizer]
@@ -70,16 +75,16 @@ class Instrumentation:
                 return
             tracker = self._track(optimizer)
             if tracker is not None:
-                tracker.before_step(optimizer, has_closure)
+                tracker.measure_step_under_way(optimizer, has_closure)
                 if self._announce is not None and rank() == 0:
-                    with suppress(OSError, ValueError):  # nobody listens any more
+                    with suppress(OSError, ValueError):  # stderr is closed
                         self._announce(tracker)
         except Exception as error:
             notify(f"{type(optimizer).__name__} is not tracked: {reason_of(error)}")
             self._known[optimizer] = None
 
     def after_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Nothing: the trackers listen for themselves."""
+        """Does nothing: each tracker listens to its own steps."""
 
     def _tracker_of_the_same_weights(self, optimizer: Optimizer) -> Tracker | None:
         held = {id(parameter) for parameter in parameters_of(optimizer)}
@@ -99,26 +104,29 @@ class Instrumentation:
             except UnmatchedGlobError:
                 raise
             except SmdtrackError as error:
-                before = self._state_before(optimizer)
-                self._waiting[optimizer] = InputCapture(models[:_MOST_MODELS], str(error), before)
+                state = self._state_before(optimizer)
+                self._waiting[optimizer] = InputCapture(models[:_MOST_MODELS], str(error), state)
                 return None
         else:
             capture.remove()
             if capture.model is None:
                 raise SmdtrackError(capture.reason)
-            tracker = start(capture.model, optimizer, self._options, capture.example, capture.before)
+            tracker = start(capture.model, optimizer, self._options, capture.example, capture.state_before)
         self._known[optimizer] = tracker
         return self._begun(tracker, optimizer)
 
-    def _state_before(self, optimizer: Optimizer) -> Before:
+    def _state_before(self, optimizer: Optimizer) -> TrainingState:
         parameters = parameters_of(optimizer)
-        whole = not any(is_dtensor(parameter) for parameter in parameters)
-        return state_before(optimizer, parameters, whole and rank() == 0, self._options.resume_run is not None)
+        whole = rank() == 0 and not any(is_dtensor(parameter) for parameter in parameters)
+        return training_state(optimizer, parameters, whole, self._options.resume_run is not None, steps_since=1)
 
     def _begun(self, tracker: Tracker, optimizer: Optimizer) -> Tracker | None:
         if not tracker.selection.weights:
-            what = "no globs leave a" if tracker.selection.candidates else f"{tracker.selection.model_name} has no"
-            notify(f"{type(optimizer).__name__} is not tracked: {what} scale-invariant weight to track")
+            if tracker.selection.candidates:
+                reason = "the globs select no scale-invariant weight that it trains"
+            else:
+                reason = f"{tracker.selection.model_name} has no scale-invariant weight to track"
+            notify(f"{type(optimizer).__name__} is not tracked: {reason}")
             tracker.finish()
             self._known[optimizer] = None
             return None
@@ -126,7 +134,7 @@ class Instrumentation:
         return tracker
 
     def _start_on_first_workable(self, models: Sequence[nn.Module], optimizer: Optimizer) -> Tracker:
-        """The smallest module may be a part that cannot be run by itself: then the next larger one is tried."""
+        """Tries the smallest module first. If it cannot be run by itself, tries the next larger one."""
         try:
             return start(models[0], optimizer, self._options)
         except UnmatchedGlobError:

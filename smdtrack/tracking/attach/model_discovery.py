@@ -11,20 +11,20 @@ from smdtrack.optimizers import parameters_of
 
 
 def models_of(optimizer: Optimizer) -> list[nn.Module]:
-    """Returns the living modules that hold an optimizer's parameters, smallest first.
+    """Returns the modules that hold an optimizer's parameters, smallest first.
 
-    The smallest root is the model itself: wrappers (DDP, a compiled module, a training task) hold one module more.
-    Where no one module holds them all (a loss with weights of its own), those that hold the most are returned; the
-    list is empty where no module holds any.
+    The smallest one is the model itself: its wrappers (DDP, a compiled module, a training task) have more submodules.
+    If no module holds all parameters, for example because the loss has parameters too, the modules that hold the most
+    are returned. The list is empty if no module holds any.
     """
     wanted = {id(parameter) for parameter in parameters_of(optimizer)}
     if not wanted:
         return []
     found = []
-    for module in _living(nn.Module):
+    for module in _objects_of(nn.Module):
         try:
             held = {id(parameter) for parameter in module.parameters()}
-        except Exception:  # a module whose __init__ is still under way, or failed
+        except Exception:  # a module whose __init__ has not finished, or has failed
             continue
         common = len(wanted & held)
         if common:
@@ -34,15 +34,15 @@ def models_of(optimizer: Optimizer) -> list[nn.Module]:
 
 
 def held_by_others(optimizer: Optimizer) -> set[int]:
-    """Returns the `id` of the parameters that other living optimizers hold, those inside this one (Lookahead) aside."""
+    """Returns the `id`s of parameters that only other optimizers hold, not counting those inside this one."""
     own = {id(parameter) for parameter in parameters_of(optimizer)}
     others = set()
-    for other in _living(Optimizer):
+    for other in _objects_of(Optimizer):
         if other is not optimizer and "param_groups" in other.__dict__:
             others |= {id(parameter) for parameter in parameters_of(other)}
     return others - own
 
 
-def _living(kind: type) -> Iterator[Any]:
-    # `type(thing)`, not isinstance: a lazy proxy among all of a process's objects must not be woken.
+def _objects_of(kind: type) -> Iterator[Any]:
+    # `type(thing)` instead of isinstance: isinstance would make lazy proxy objects load what they stand for.
     return (thing for thing in gc.get_objects() if issubclass(type(thing), kind))

@@ -1,4 +1,4 @@
-"""What to sample and where to send it."""
+"""The options of a tracker: what is sampled and where the samples go."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from smdtrack.tracking.attach.sampling_schedule import EverySteps, Schedule
 
 @dataclass(frozen=True)
 class Options:
-    """What to sample and where to send it; see `watch` for each.
+    """The options of `watch`, which describes each of them, and of `smdtrack run`.
 
     Raises:
         SmdtrackError: If a number is out of range or a sink is unknown.
@@ -38,13 +38,19 @@ class Options:
                 raise SmdtrackError(f"{option}={getattr(self, option)!r}: a list is needed, not one string")
         for lag in self.lags:
             if not isinstance(lag, int) or lag < 2:
-                raise SmdtrackError(f"lags: {lag!r} is no lag; whole numbers of optimizer steps are needed, 2 or more")
+                raise SmdtrackError(
+                    f"lags: {lag!r} is not a lag; whole numbers of optimizer steps are needed, 2 or more"
+                )
         check_sink_names(self.sinks or ())
 
-    def schedule(self) -> Schedule:
-        """Returns the sampling schedule."""
+    def schedule(self, cycle: int = 1) -> Schedule:
+        """Returns the sampling schedule.
+
+        Args:
+            cycle: Number of steps after which the optimizer repeats itself.
+        """
         if isinstance(self.every, int):
-            return EverySteps(self.every, self.first_steps)
+            return EverySteps(self.every, self.first_steps, cycle)
         if not callable(self.every):
             raise SmdtrackError(f"every={self.every!r}: a whole number of steps or a callable step -> bool is needed")
         return self.every

@@ -1,4 +1,4 @@
-"""What is known of a run when it starts: its weights with their lines, and its parameters."""
+"""Describes a run when it starts: its weights with their lines, and its parameters."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ _SHOWN_HYPER_PARAMETERS = ("lr", "weight_decay", "momentum", "dampening", "neste
 
 
 def describe_run(optimizer: Optimizer, family: Family, selection: Selection, options: Options) -> RunInfo:
-    """Makes the run's folder, or takes the one to go on with; returns what is known of the run.
+    """Makes the run's folder, or opens that of the run to continue, and returns the run's description.
 
     Raises:
-        SmdtrackError: If the folder cannot be written, or the run to go on with is of other weights.
+        SmdtrackError: If the folder cannot be written, or the run to continue tracks other weights.
     """
     name = options.name or selection.model_name
     weights = _weights(optimizer, family, selection)
@@ -35,7 +35,7 @@ def describe_run(optimizer: Optimizer, family: Family, selection: Selection, opt
     there, here = [weight.name for weight in run.info.weights], [weight.name for weight in weights]
     if there != here:
         other = next((name for name in [*there, *here] if (name in there) != (name in here)), "their order")
-        raise SmdtrackError(f"cannot go on with {options.resume_run}: it tracks other weights ({other})")
+        raise SmdtrackError(f"cannot continue {options.resume_run}: it tracks other weights ({other})")
     earlier = Earlier(int(run.steps[-1]) if len(run.steps) else 0, read_sinks(run.info.folder))
     return RunInfo(run.info.id, run.info.name, run.info.folder, run.info.created, weights, params, earlier=earlier)
 
@@ -44,9 +44,7 @@ def _weights(optimizer: Optimizer, family: Family, selection: Selection) -> tupl
     groups = [numbers_of(group) for group in optimizer.param_groups]
     weights = []
     for chosen, index in zip(selection.weights, group_indices(optimizer, selection.parameters), strict=True):
-        line = family.line(groups[index or 0], chosen.shape)
-        if family.momentum_entry(groups[index or 0]) is not None:
-            line = family.line(groups[index or 0], chosen.shape, alignment=1.0)  # for what is said of the line
+        line = family.describe(groups[index or 0], chosen.shape)
         weights.append(
             TrackedWeight(
                 name=chosen.name,

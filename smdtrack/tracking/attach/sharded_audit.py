@@ -30,14 +30,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def agreed(value: Any) -> Any:
-    """Returns the first process's value in every process: a collective for the start, not for a step."""
+    """Returns the first process's value in every process. A collective: every process must call it."""
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
 def audit_sharded(model: nn.Module, example_input: Any) -> Audit:
-    """Audits a model whose parameters are sharded, on the first process, from a full copy that all take part in making.
+    """Audits a model whose parameters are sharded: all processes gather a full copy, the first one audits it.
 
     Raises:
         SmdtrackError: In every process, if the audit fails.
@@ -57,10 +57,10 @@ def audit_sharded(model: nn.Module, example_input: Any) -> Audit:
 
 
 def unsharded_copy(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model with whole parameters and without hooks; every process must take part.
+    """Returns a copy of a model with whole parameters and without hooks. A collective: every process must call it.
 
-    FSDP2 gives each of its modules a class of its own that refuses to be copied: for the time of the copying they have
-    the class they came with.
+    FSDP2 replaces each module's class by a subclass that cannot be copied. While the model is copied, the modules have
+    their original classes.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -68,7 +68,7 @@ def unsharded_copy(model: nn.Module) -> nn.Module:
             if module.__dict__.get(key):
                 memo[id(module.__dict__[key])] = type(module.__dict__[key])()
         for key, value in module.__dict__.items():
-            # What fully_shard notes of a module: process groups, which cannot be copied.
+            # fully_shard stores process groups in its modules; those cannot be copied.
             entries = value.values() if isinstance(value, dict) and key not in _CONTENTS else ()
             if any(type(entry).__module__.startswith("torch.distributed") for entry in entries):
                 memo[id(value)] = {}

@@ -1,4 +1,7 @@
-"""The two hooks around every optimizer step of the process: all that smdtrack puts into somebody's training."""
+"""The two hooks before and after every optimizer step of the process.
+
+They are the only code that smdtrack adds to a training loop.
+"""
 
 import os
 import sys
@@ -18,44 +21,44 @@ from smdtrack.notices import notify
 
 
 class StepListener(Protocol):
-    """Hears of each outermost optimizer step; must not raise."""
+    """Is called before and after each outermost optimizer step; must not raise."""
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Gradients are accumulated, reduced, unscaled (unless fused) and clipped; weights are still the old ones."""
+        """Called before the update; gradients are accumulated, reduced, unscaled (unless fused) and clipped."""
 
     def after_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Weights are the new ones."""
+        """Called after the update."""
 
 
 def add_listener(listener: StepListener) -> None:
-    """Calls a listener around every step of every optimizer from now on, also when added in the middle of a step."""
+    """Calls a listener before and after every step of every optimizer. It may be added in the middle of a step."""
     _hooks.add(listener)
 
 
 def remove_listener(listener: StepListener) -> None:
-    """Stops calling a listener; one that is not there is no error."""
+    """Stops calling a listener. Does nothing if it was not added."""
     _hooks.remove(listener)
 
 
 class _StepHooks:
-    """Calls back before and after each outermost step.
+    """Calls the listeners before and after each outermost step.
 
-    Steps nest (Lookahead steps its base optimizer inside its own step, a subclass calls its parent's), so only the
-    outermost counts. The hooks are torch's own, for all optimizers of the process: they fire once a step for every
-    optimizer class, and survive schedulers and `torch.compile`, which steps around them. They are in place while there
-    are listeners, and are never taken out from inside a step, where torch iterates over them.
+    Steps nest: Lookahead steps its base optimizer inside its own step, and a subclass may call its parent's step. Only
+    the outermost step counts. The hooks are torch's own, for all optimizers of the process. They are called once per
+    step for every optimizer class, also with a scheduler or `torch.compile`. They are registered while there are
+    listeners. They are never removed from inside a step, because torch is then iterating over them.
     """
 
     def __init__(self) -> None:
         self._listeners: list[StepListener] = []
         self._handles: list[RemovableHandle] = []
-        self._told_of_one_graph = False
+        self._has_warned_of_one_graph = False
         self._local = threading.local()
 
     def add(self, listener: StepListener) -> None:
         self._listeners = [*self._listeners, listener]
         if not self._handles:
-            self._told_of_one_graph = False
+            self._has_warned_of_one_graph = False
             self._handles = [
                 register_optimizer_step_pre_hook(_not_compiled(self._pre)),
                 register_optimizer_step_post_hook(_not_compiled(self._post)),
@@ -69,26 +72,26 @@ class _StepHooks:
             self._handles = []
 
     def forget(self) -> None:
-        """In a forked child: what the parent watches is the parent's."""
+        """Removes all listeners in a forked child process: the parent process goes on measuring."""
         self._listeners = []
         if not self._stack():
             for handle in self._handles:
                 handle.remove()
             self._handles = []
 
-    def tell_of_one_graph(self) -> None:
-        """Says once that a step goes on unmeasured."""
-        if not self._told_of_one_graph:
-            self._told_of_one_graph = True
+    def warn_of_one_graph(self) -> None:
+        """Warns once that compiled steps are not measured."""
+        if not self._has_warned_of_one_graph:
+            self._has_warned_of_one_graph = True
             notify(
-                "an optimizer step compiled with fullgraph=True is not measured: nothing may be called inside it;"
+                "an optimizer step compiled with fullgraph=True is not measured, because such a step calls no hooks;"
                 " training goes on"
             )
 
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self._stack()
         if stack:
-            # A step that raised never came to its post-hook: it is not under way any more.
+            # A step that raised did not call its post-hook and is still on the stack: remove it.
             del stack[_steps_under_way() - 1 :]
         stack.append(weakref.ref(optimizer))
         if len(stack) == 1:
@@ -113,7 +116,7 @@ class _StepHooks:
 
 
 def _steps_under_way() -> int:
-    """How many hooked steps, this one included, are among the callers; torch runs each in a wrapper of its own."""
+    """Counts the optimizer steps on the call stack, this one included; torch runs each in its own wrapper function."""
     count = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -124,16 +127,16 @@ def _steps_under_way() -> int:
 
 
 def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that a compiled step calls as it is: to trace it takes half a minute, and measures nothing.
+    """Returns a hook that `torch.compile` does not trace: tracing takes half a minute, and traced code cannot measure.
 
-    Where the step must become one graph (`fullgraph=True`) there is no such call, and a hook that insisted would end
-    the training. There it is left out, and that is said once.
+    A step compiled with `fullgraph=True` cannot call uncompiled code; a hook that tried would end the training. There
+    the hook does nothing, and a notice says so once.
     """
 
     def call(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hook(optimizer, args, kwargs)
 
-    # Torch's own decorator, not `torch.compiler.disable`, which imports the compiler at once.
+    # Not `torch.compiler.disable` itself: it imports the compiler, which takes seconds.
     without_dynamo: Callable[..., Callable[..., None]] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
     uncompiled = without_dynamo(call)
 
@@ -146,21 +149,21 @@ def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 def _must_be_one_graph() -> bool:
-    """Whether the step that is being compiled may not call anything uncompiled; the compiler asks while it traces."""
+    """Returns whether the step that is being compiled must not call uncompiled code. Called while it is traced."""
     try:
         from torch._dynamo.symbolic_convert import InstructionTranslator
 
         tracer = InstructionTranslator.current_tx()
         root = getattr(tracer.output, "root_tx", tracer)
         one_graph = bool(root.one_graph or getattr(tracer, "error_on_graph_break", False))
-    except Exception:  # a version of torch that keeps it elsewhere: rather nothing measured than a training ended
+    except Exception:  # another version of torch: measuring nothing is better than ending the training
         one_graph = True
     if one_graph:
-        _hooks.tell_of_one_graph()
+        _hooks.warn_of_one_graph()
     return one_graph
 
 
-# What `torch.compiler.assume_constant_result` sets, without importing the compiler: run by it, not traced.
+# `torch.compiler.assume_constant_result` sets this too, but imports the compiler: the function is run, not traced.
 _must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -170,5 +173,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Hooks get the step's arguments, with or without the optimizer itself in front, as torch's versions differ."""
+    """Returns whether a step was given a closure. Some versions of torch put the optimizer before the arguments."""
     return any(callable(arg) and not isinstance(arg, Optimizer) for arg in args) or kwargs.get("closure") is not None

@@ -16,13 +16,13 @@ from smdtrack.sinks.protocol import Sink
 from smdtrack.theory import declare_invariant
 from smdtrack.tracking.attach.options import Options
 from smdtrack.tracking.attach.process_rank import rank
-from smdtrack.tracking.attach.resume import Before
+from smdtrack.tracking.attach.resume import TrainingState
 from smdtrack.tracking.attach.sampling_schedule import Schedule
 from smdtrack.tracking.attach.sharded_audit import is_sharded
 from smdtrack.tracking.attach.tracker import Tracker
 from smdtrack.tracking.attach.weight_selection import Selection, select_weights
 
-#: The hooks hold those that are open; one that has ended holds weights no longer than its user does.
+# Weak, so that an ended tracker, which refers to the weights, is freed when its user drops it.
 _trackers: weakref.WeakSet[Tracker] = weakref.WeakSet()
 
 
@@ -44,35 +44,36 @@ def watch(
 ) -> Tracker:
     """Tracks the angular update of a model's scale-invariant weights while an optimizer trains it.
 
-    Finds the weights (on a copy), then measures around every sampled `optimizer.step()`. Training is not changed by a
-    bit. Use as a context manager, or call `.finish()` at the end; `.summary()` returns the table. Watching the same
-    optimizer again returns the tracker that is there.
+    Finds the weights by an audit of a copy of the model. Then measures before and after every sampled
+    `optimizer.step()`. The training itself is not changed by a bit. Use the tracker as a context manager, or call its
+    `finish` at the end of the training. Watching the same optimizer again returns its tracker.
 
-    In a distributed run rank 0 measures. Sharded weights (FSDP2) are measured by all ranks: call it, and detach, on
-    all.
+    In a distributed training the process of rank 0 measures. Sharded weights (FSDP2) are measured by all processes:
+    call `watch` and `finish` in all of them.
 
-    Steps are counted from the optimizer's own count (Adam and its kin) or, after a resume, from the checkpoint's step
-    in a record in `folder` (SGD, which keeps no count): a resumed run's curves go on where the first one's ended.
+    Steps are counted on after a resume: from the optimizer's own step count, which Adam and similar optimizers keep,
+    or from the step at which a record in `folder` lists a checkpoint with the same weights.
 
     Args:
         model: The model, wrapped (DDP, compiled) or not.
-        optimizer: The optimizer that steps its parameters.
-        every: A sample every so many optimizer steps, or a callable from the step (from 1) to whether it is sampled.
-        first_steps: So many first steps are all sampled, where `every` is a number.
-        include: Globs of parameter names (`layer1.*`); none: all scale-invariant weights.
-        exclude: Globs of parameter names to leave out.
-        lags: Further numbers of steps K over which the angle is measured (`angle_k<K>/...`).
-        sinks: `mlflow`, `wandb`, `local` (the local record only), or objects with the methods of a sink; by default
-            MLflow, and W&B where the script has a run open.
-        folder: Where the folder of the local record is made.
-        name: The run's name; by default the model's.
-        example_input: A batch for a model whose input cannot be guessed.
+        optimizer: The optimizer that trains its parameters.
+        every: Optimizer steps from one sample to the next, or a callable that takes the step, counted from 1, and
+            returns whether it is sampled.
+        first_steps: Number of steps at the start that are all sampled, if `every` is a number.
+        include: Globs of parameter names (`layer1.*`) to track. By default all scale-invariant weights.
+        exclude: Globs of parameter names not to track.
+        lags: Numbers of steps K, 2 or more, over which the angle is measured too (`angle_k<K>/...`).
+        sinks: `mlflow`, `wandb`, `local` (only the local record, which is always written), or `Sink` objects. By
+            default MLflow, and W&B if the script has a W&B run open.
+        folder: Parent folder of the local record.
+        name: The run's name. By default the model's.
+        example_input: A batch for the audit, for a model whose input cannot be guessed.
         params: More parameters to log with the run.
-        resume_run: Folder of a run to go on with; its steps are not recorded twice.
+        resume_run: Folder of an earlier run's record to continue. Steps that it has already are not recorded again.
 
     Raises:
-        SmdtrackError: If an argument is out of range, a glob matches no weight, the model cannot be audited, or the
-            folder cannot be written.
+        SmdtrackError: If an argument is wrong, a glob matches no weight, the model cannot be audited, or the folder
+            cannot be written.
     """
     known = next((tracker for tracker in _open_trackers() if tracker.optimizer is optimizer), None)
     if known is not None:
@@ -86,22 +87,22 @@ def start(
     optimizer: Optimizer,
     options: Options,
     example_input: Any = None,
-    late: Before | None = None,
+    earlier_state: TrainingState | None = None,
 ) -> Tracker:
-    """Makes the tracker of `watch` from its options.
+    """Audits the model and makes the tracker, with options that are already checked.
 
     Args:
-        late: The training's state before the last step, where that one ran before the tracker could be made.
+        earlier_state: The training's state before its last step, if the tracker could be made only after that step.
     """
     if rank() == 0 or is_sharded(model):
         selection = select_weights(model, optimizer, options.include, options.exclude, example_input)
     else:
         selection = Selection.empty(model)
     declare_invariant(optimizer, selection.parameters)
-    tracker = Tracker(optimizer, selection, options, late)
-    # Anew each time: what the trackers' clients registered since then must end after us.
-    atexit.unregister(_detach_all)
-    atexit.register(_detach_all)
+    tracker = Tracker(optimizer, selection, options, earlier_state)
+    # Register again: atexit runs in reverse order, and MLflow's and W&B's handlers must run after this one.
+    atexit.unregister(_finish_all)
+    atexit.register(_finish_all)
     _trackers.add(tracker)
     return tracker
 
@@ -119,8 +120,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_all)
 
 
-def _detach_all() -> None:
-    """A loop that never detached: what is left is written when the interpreter ends."""
+def _finish_all() -> None:
+    """Ends the trackers that the script did not end, when the interpreter exits."""
     failure = getattr(sys, "last_type", None)
     interrupted = failure is not None and issubclass(failure, KeyboardInterrupt)
     for tracker in _open_trackers():

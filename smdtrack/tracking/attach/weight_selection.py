@@ -1,4 +1,4 @@
-"""Which weights are tracked: those that the audit proves invariant, that can turn, and that globs select."""
+"""Selects the weights to track: scale-invariant matrices and kernels that the globs select."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,18 @@ from smdtrack.optimizers import parameters_of
 from smdtrack.tracking.attach.model_discovery import held_by_others
 from smdtrack.tracking.attach.sharded_audit import audit_sharded, is_sharded
 
-#: |cos| between weight and gradient at the audit's generic point, eps removed; the next one seen is 1.5e-4.
+#: Largest |cos| between weight and gradient that counts as orthogonal, measured by the audit with batch norm's eps
+#: removed. The smallest one observed for a weight that is not invariant was 1.5e-4.
 _ORTHOGONAL = 1e-5
 
 
 class UnmatchedGlobError(SmdtrackError):
-    """A glob that selects nothing."""
+    """A glob matches no scale-invariant weight."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A weight to track, by its canonical name; scope, dimension and norm as in the audit."""
+class SelectedWeight:
+    """A weight to track, by its canonical name; scope, filter dimension and norm are those of the audit."""
 
     name: str
     key: str
@@ -37,19 +38,20 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Selection:
-    """The weights of a model that may be tracked, with their parameters in the same order.
+    """The weights of a model to track, with their parameters in the same order.
 
-    Weights that the optimizer does not hold yet are among them: a frozen part that is unfrozen in mid-run is measured
-    from then on.
+    They include weights that the optimizer does not hold yet: a part that is unfrozen later is measured from then on.
 
     Attributes:
-        share_of_parameters: Elements of the weights that the optimizer holds now, over all of the model's elements.
-        candidates: So many scale-invariant weights could have been tracked, before globs.
-        norms: Per weight the normalisation module that answers for it alone, one output channel a filter, if any.
+        share_of_parameters: Number of elements of the weights that the optimizer holds now, divided by the number of
+            elements of all parameters of the model.
+        candidates: Number of scale-invariant weights before globs were applied.
+        norms: Per weight the one normalisation module that makes it scale-invariant, with one channel per filter; None
+            if there is no such module.
     """
 
     model_name: str
-    weights: tuple[Chosen, ...]
+    weights: tuple[SelectedWeight, ...]
     parameters: tuple[nn.Parameter, ...]
     share_of_parameters: float
     candidates: int
@@ -57,7 +59,7 @@ class Selection:
 
     @classmethod
     def empty(cls, model: nn.Module) -> "Selection":
-        """Returns the selection of a process that does not measure."""
+        """Returns the selection of a process that does not measure: it has no weights."""
         return cls(model_name(model), (), (), 0.0, 0)
 
 
@@ -70,7 +72,7 @@ def select_weights(
 ) -> Selection:
     """Audits a model and selects among its scale-invariant weights of two dimensions and more.
 
-    Weights that another living optimizer steps are left to that one.
+    Weights that another optimizer holds are left out.
 
     Raises:
         SmdtrackError: If the model cannot be audited, or a glob matches no scale-invariant weight.
@@ -80,11 +82,11 @@ def select_weights(
     found = []
     for weight in _audit_once(model, example_input).weights:
         parameter = parameters[weight.name]
-        # An invariant weight whose gradient is not orthogonal (straight-through tricks) moves by another theory.
+        # The theory assumes an orthogonal gradient; straight-through estimators give invariant weights another one.
         orthogonal = weight.cosine is None or weight.cosine < _ORTHOGONAL
         if weight.verdict == "invariant" and orthogonal and parameter.ndim >= 2 and id(parameter) not in elsewhere:
             name = canonical_name(weight.name)
-            chosen = Chosen(
+            chosen = SelectedWeight(
                 name, short_weight_name(name), weight.shape, weight.scope or "tensor", weight.filter_dim, weight.norm
             )
             found.append((chosen, parameter))
@@ -109,8 +111,8 @@ def select_weights(
     )
 
 
-def _norm_of(chosen: Chosen, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The module named by the audit, unless it has other channels besides the weight's filters (a concatenation)."""
+def _norm_of(chosen: SelectedWeight, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Returns the module that the audit named; None if it has more channels than the weight has filters."""
     norm = modules.get(chosen.norm) if chosen.norm is not None else None
     channels = getattr(norm, "num_features", None)
     if chosen.filter_dim is not None and channels != chosen.shape[chosen.filter_dim]:
@@ -129,7 +131,7 @@ _audits: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Audit]]" = weakref.Wea
 
 
 def _audit_once(model: nn.Module, example_input: Any) -> Audit:
-    """The audit of a model, made again only where its parts, their modes or its parameters are others than before."""
+    """Returns the audit of a model; audits again only if its modules, their modes or its parameters have changed."""
     state = tuple((type(module).__name__, module.training) for module in model.modules())
     seen = (state, tuple((name, id(parameter)) for name, parameter in model.named_parameters()))
     known = _audits.get(model)

@@ -1,1 +1,1 @@
-"""Code that runs on the writer's thread, with numpy: it turns the measurement of one step into a sample."""
+"""Turns the measurement of one step into a sample, with numpy, on the writer's thread."""

@@ -1,9 +1,9 @@
-"""The live check's part on the device: what eps leaves of each weight's radial derivative, and which norms are frozen.
+"""The part of `<w, g>` that is due to the eps of batch norm, for the live check of scale invariance.
 
-A weight under batch norm has a gradient orthogonal to it, but for eps (`invariance.residual`). To subtract that part
-takes the variance of the batch that gave the gradient, which no hook of an optimizer sees; the running variance before
-and after the forward pass gives it. So the running variances, a few thousand numbers, are copied after the step before
-a sampled one.
+The gradient of a weight under batch norm is orthogonal to the weight, except for a part that the eps of the batch norm
+leaves (formula in `invariance.eps_residual`). That part depends on the variance of the batch, which no optimizer hook
+sees. It follows from the running variance before and after the forward pass. So the running variances, a few thousand
+numbers, are copied before the forward pass of a sampled step.
 """
 
 from collections.abc import Sequence
@@ -14,36 +14,44 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from smdtrack.invariance.eps_residual import batch_variance, eps_radial_derivative
-from smdtrack.tracking.measure.backends.backend import to_device
 from smdtrack.tracking.measure.sharding import is_dtensor, local, shard_like
+from smdtrack.tracking.measure.table import to_device
 
 
 @dataclass(frozen=True)
-class _Before:
-    """A device's norms at the moment of the copy; per-channel values in a row, of one norm after the other."""
+class _NormsBeforeForward:
+    """The batch norms of one device before the forward pass; channels of all norms one after another, (C,)."""
 
     variance: Tensor
     scale: Tensor
-    passes: Tensor
+    batches: Tensor
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """What hardly ever changes: uploaded once."""
+class _NormSettings:
+    """The settings of the batch norms of one device, on the device; they are uploaded again when they change.
+
+    Attributes:
+        key: The settings of which this was made.
+        norm_of_channel: (C,) the place of each channel's norm.
+        eps: (C,)
+        keep: (norms,) the share of the running variance that one forward pass keeps, `1 - momentum`; NaN for a
+            momentum of None, where the running variance is the mean over all batches.
+    """
 
     key: tuple[tuple[float, float | None, int], ...]
     norm_of_channel: Tensor
     eps: Tensor
-    kept_a_pass: Tensor
+    keep: Tensor
 
 
 class EpsRemainder:
-    """Measures `<w, g>` as far as eps alone accounts for it, for weights with a batch norm that answers for them.
+    """Computes the part of `<w, g>` that is due to eps, for weights whose batch norm is known.
 
     Args:
         weights: The tracked weights, by column.
-        norms: Per weight the module that makes it invariant; None where none could be named. Only batch norm that
-            keeps a running variance and a learned scale for each of the weight's filters can be corrected for.
+        norms: Per weight the module that makes it invariant; None where it is not known. Only a batch norm with a
+            running variance and a learned scale can be corrected for.
     """
 
     def __init__(self, weights: Sequence[Tensor], norms: Sequence[nn.Module | None]) -> None:
@@ -55,29 +63,30 @@ class EpsRemainder:
         for column, (weight, norm) in enumerate(zip(weights, self._norms, strict=True)):
             if norm is not None:
                 self._columns.setdefault(weight.device, []).append(column)
-        self._before: dict[torch.device, _Before] = {}
-        self._settings: dict[torch.device, _Settings] = {}
+        self._before: dict[torch.device, _NormsBeforeForward] = {}
+        self._settings: dict[torch.device, _NormSettings] = {}
 
-    def frozen(self) -> list[bool]:
-        """Per weight, whether its batch norm runs in eval mode now: on running statistics the weight's scale counts."""
+    def in_eval_mode(self) -> list[bool]:
+        """Returns per weight whether its batch norm is in eval mode: the weight is then not scale-invariant."""
         return [norm is not None and not norm.training for norm in self._norms]
 
     @torch.no_grad()
-    def note(self) -> None:
-        """Copies what the next forward pass changes, and what the step after it does: call it before both."""
+    def copy_norms(self) -> None:
+        """Copies running variances and scales. Call it before the forward pass of a sampled step."""
         for device, columns in self._columns.items():
             norms = [self._norm(column) for column in columns]
-            self._before[device] = _Before(_variances(norms), _concatenated(_scales(norms)), _passes(norms))
+            before = _NormsBeforeForward(_variances(norms), _concatenated(_scales(norms)), _batches(norms))
+            self._before[device] = before
 
     @torch.no_grad()
     def read(self, loss_scale: Tensor | None = None) -> dict[int, Tensor]:
-        """Returns by column, as 0-d float64 tensors on their device, the radial derivatives that eps leaves.
+        """Returns by column the part of `<w, g>` that is due to eps, as 0-d float64 tensors on the weight's device.
 
-        nan where no forward pass went through the norm in training mode since `note`; 0 where its scale has no
-        gradient to tell by. Empty before the first `note`.
+        The value is NaN if no forward pass went through the batch norm in training mode since `copy_norms`, and 0 if
+        the scale of the batch norm has no gradient. The result is empty before the first `copy_norms`.
 
         Args:
-            loss_scale: What a loss scaler has multiplied the gradients with.
+            loss_scale: The factor by which a loss scaler has multiplied the gradients.
         """
         found: dict[int, Tensor] = {}
         for device, columns in self._columns.items():
@@ -86,7 +95,7 @@ class EpsRemainder:
             if before is None:
                 continue
             settings = self._settings_of(device, norms)
-            kept = _kept(settings, before.passes, _passes(norms))[settings.norm_of_channel]
+            kept = _kept_share(settings, before.batches, _batches(norms))[settings.norm_of_channel]
             variance = batch_variance(before.variance, _variances(norms), kept)
             gradient = _concatenated([_scale_gradient(norm) for norm in norms])
             radial = eps_radial_derivative(before.scale, gradient, variance, settings.eps)
@@ -102,19 +111,18 @@ class EpsRemainder:
         assert norm is not None
         return norm
 
-    def _settings_of(self, device: torch.device, norms: Sequence[_BatchNorm]) -> _Settings:
+    def _settings_of(self, device: torch.device, norms: Sequence[_BatchNorm]) -> _NormSettings:
         key = tuple((norm.eps, norm.momentum, local(norm.weight).numel()) for norm in norms)
         known = self._settings.get(device)
         if known is None or known.key != key:
             index = [place for place, (_, _, channels) in enumerate(key) for _ in range(channels)]
             eps = [eps for eps, _, channels in key for _ in range(channels)]
-            # nan stands for a momentum of None: the running variance is then the mean over all batches.
-            kept = [float("nan") if momentum is None else 1 - momentum for _, momentum, _ in key]
-            known = _Settings(
+            keep = [float("nan") if momentum is None else 1 - momentum for _, momentum, _ in key]
+            known = _NormSettings(
                 key,
                 to_device(torch.tensor(index, dtype=torch.int64, device="cpu"), device),
                 to_device(torch.tensor(eps, dtype=torch.float64, device="cpu"), device),
-                to_device(torch.tensor(kept, dtype=torch.float64, device="cpu"), device),
+                to_device(torch.tensor(keep, dtype=torch.float64, device="cpu"), device),
             )
             self._settings[device] = known
         return known
@@ -143,7 +151,8 @@ def _scale_gradient(norm: _BatchNorm) -> Tensor:
     return torch.zeros_like(local(norm.weight)) if gradient is None else local(gradient)
 
 
-def _passes(norms: Sequence[_BatchNorm]) -> Tensor:
+def _batches(norms: Sequence[_BatchNorm]) -> Tensor:
+    """Returns how many batches each norm has seen in training mode, (norms,)."""
     return torch.stack([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None])
 
 
@@ -151,7 +160,7 @@ def _concatenated(vectors: Sequence[Tensor]) -> Tensor:
     return torch.cat([vector.detach() for vector in vectors])
 
 
-def _kept(settings: _Settings, before: Tensor, after: Tensor) -> Tensor:
-    """The share of the old running variance that is left after so many more forward passes."""
-    by_momentum = settings.kept_a_pass ** (after - before)
-    return torch.where(settings.kept_a_pass.isnan(), before / after, by_momentum)
+def _kept_share(settings: _NormSettings, before: Tensor, after: Tensor) -> Tensor:
+    """Returns the share of the old running variance that the forward passes since then have left, (norms,)."""
+    by_momentum = settings.keep ** (after - before)
+    return torch.where(settings.keep.isnan(), before / after, by_momentum)

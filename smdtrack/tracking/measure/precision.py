@@ -1,4 +1,4 @@
-"""Where a weight's own storage limits what can be read from it."""
+"""What can be read from weights in low precision, and the fp32 copies that some optimizers keep of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,22 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Below this angle (radian per step) more than a few percent of a reading is the rounding of the stored weights.
-FLOORS: Mapping[torch.dtype, float] = {torch.bfloat16: 5e-3, torch.float16: 6e-4, torch.float32: 1e-6}
-_LOW = (torch.bfloat16, torch.float16)
+#: By type, the smallest angle (radian per step) whose reading is right to a few percent. Below it, the rounding of the
+#: stored weights dominates. Measured by turning random weights by known angles and storing them.
+SMALLEST_ANGLES: Mapping[torch.dtype, float] = {torch.bfloat16: 5e-3, torch.float16: 6e-4, torch.float32: 1e-6}
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
-def floor_of(weight: Tensor) -> float:
-    """Returns the angle under which a reading is rounding, radian per step; 0 for float64."""
-    return FLOORS.get(weight.dtype, 0.0)
+def smallest_angle(weight: Tensor) -> float:
+    """Returns the smallest angle that the weight's type lets one read, in radian per step; 0 for float64."""
+    return SMALLEST_ANGLES.get(weight.dtype, 0.0)
 
 
-def measured(parameter: Tensor, state: Mapping[str, Any]) -> Tensor:
-    """Returns what to measure: the fp32 master copy where the optimizer keeps one of a low-precision weight.
+def tensor_to_measure(parameter: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """Returns the fp32 master copy that the optimizer keeps of a low-precision weight, or else the weight itself.
 
-    Found by a name with `master` or `fp32` in it and the weight's own shape.
+    A master copy is recognised by a state entry with `master` or `fp32` in its name, and by the weight's own shape.
+
+    Args:
+        parameter: The weight.
+        state: The optimizer's state of this weight.
     """
-    if parameter.dtype not in _LOW:
+    if parameter.dtype not in _LOW_PRECISION:
         return parameter
     for name, value in state.items():
         if not (isinstance(value, Tensor) and isinstance(name, str) and ("master" in name or "fp32" in name)):

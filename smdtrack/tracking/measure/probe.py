@@ -1,78 +1,30 @@
-"""Measures one optimizer step on the device where the weights lie, without waiting for it.
+"""Measures how weights change between two moments, as inner products in float64.
 
-Before the step the weights are copied and `<w, w>`, `<w, g>`, `<g, g>` summed; after it `<w, d>` and `<d, d>` of the
-change `d` follow, and `<d, v>` with the momentum buffer where a line gets exact by it. What leaves is one small float64
-table a device and, on CUDA, an event that says when it has arrived: the training thread never waits.
+`begin` copies the weights and sums `<w, w>`, `<w, g>` and `<g, g>` over them and their gradients. `end` compares the
+weights with their copies and sums `<w, d>` and `<d, d>` of the change d, and `<d, v>` with the momentum buffer v where
+one is given. The result is a small table per device, which is copied to the host without waiting for the device.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from smdtrack.record.run import Floats
+from smdtrack.geometry import dot
 from smdtrack.tracking.measure import backends
-from smdtrack.tracking.measure.backends.backend import to_device
+from smdtrack.tracking.measure.table import MOMENTS, Reading, Row, start_copy_to_host, to_device
 
-#: Adds a table of these columns up over the processes among which the weights are sharded.
-Reduce = Callable[[Sequence[int], Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Inner products of one step, float64, (W,) for W weights: weight before `w`, gradient `g`, change `d`."""
-
-    weight_squared: Floats
-    weight_gradient: Floats
-    gradient_squared: Floats
-    weight_change: Floats
-    change_squared: Floats
-
-
-@dataclass(frozen=True)
-class Part:
-    """The table of the weights of one device, (rows, columns) float64 on the host, valid once `event` has passed."""
-
-    columns: Sequence[int]
-    table: Tensor
-    event: torch.cuda.Event | None = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was measured of W weights, on its way to the host.
-
-    Attributes:
-        width: W; weights in no part were not measured.
-    """
-
-    parts: Sequence[Part]
-    width: int
-
-    def numpy(self) -> Floats:
-        """Waits until all has arrived (call it off the training thread): (rows, W), NaN where nothing was measured."""
-        rows = max((part.table.shape[0] for part in self.parts), default=5)
-        result = np.full((rows, self.width), np.nan)
-        for part in self.parts:
-            if part.event is not None:
-                part.event.synchronize()
-            result[: part.table.shape[0], list(part.columns)] = part.table.numpy()
-        return result
-
-    def moments(self) -> Moments:
-        """Returns the first five rows by name, after waiting for them."""
-        return Moments(*self.numpy()[:5])
+#: Adds up the table of these columns and rows over the processes among which the weights are sharded.
+Reduce = Callable[[Sequence[int], Sequence[Row], Tensor], Tensor]
 
 
 class Probe:
-    """Measures the change of weights over one step, or over several: from `begin` to `end`.
+    """Measures the change of weights over one step or over several, from `begin` to `end`.
 
-    Extra memory: one copy of the weights, kept from the first `begin` to `release`.
+    Memory: one copy of the weights, kept from the first `begin` to `release`.
 
     Args:
-        width: So many weights there are; each is named by its column.
+        width: Number of tracked weights. Each is named by its place among them, its column.
     """
 
     def __init__(self, width: int) -> None:
@@ -82,7 +34,7 @@ class Probe:
 
     @torch.no_grad()
     def prepare(self, devices: Iterable[torch.device]) -> None:
-        """Compiles and checks, before the first step, what the devices need."""
+        """Chooses the backend of each device. On CUDA this compiles and waits: call it before the first step."""
         for device in devices:
             if device not in self._backends:
                 self._backends[device] = backends.backend_for(device)
@@ -92,96 +44,96 @@ class Probe:
         self,
         weights: Mapping[int, Tensor],
         gradients: Mapping[int, Tensor] | None = None,
-        scale: Tensor | None = None,
+        loss_scale: Tensor | None = None,
     ) -> None:
-        """Copies the weights and sums over them and their gradients.
+        """Copies the weights, and sums over them and their gradients.
 
         Args:
-            weights: By column, those to measure this time, on one device or several; never written to.
-            gradients: By column, where they are known; without one a weight has zeros.
-            scale: What a loss scaler has multiplied them with.
+            weights: By column, those to measure this time. They may lie on several devices; they are only read.
+            gradients: By column. A weight without a gradient gets zeros.
+            loss_scale: The factor by which a loss scaler has multiplied the gradients.
         """
-        self._columns = {}
-        for column, weight in weights.items():
-            self._columns.setdefault(weight.device, []).append(column)
+        self._columns = _columns_by_device(weights)
+        self.prepare(self._columns)
         for device, columns in self._columns.items():
-            self.prepare([device])
-            backend = self._backends[device]
-            there = {column: gradients[column].detach() for column in columns if gradients and column in gradients}
-            backend.begin({column: weights[column].detach() for column in columns}, there, scale)
+            on_device = {column: gradients[column].detach() for column in columns if gradients and column in gradients}
+            self._backends[device].begin(
+                {column: weights[column].detach() for column in columns}, on_device, loss_scale
+            )
 
     @torch.no_grad()
     def read_gradients(self, gradients: Mapping[int, Tensor]) -> None:
-        """Sums over gradients that were not known at the beginning: those of a closure."""
+        """Sums over gradients that did not exist yet at `begin`: those that a closure computes inside the step."""
         for device, columns in self._columns.items():
-            there = {column: gradients[column].detach() for column in columns if column in gradients}
-            self._backends[device].read_gradients(there)
+            on_device = {column: gradients[column].detach() for column in columns if column in gradients}
+            self._backends[device].read_gradients(on_device)
 
     @torch.no_grad()
     def end(
         self,
         weights: Mapping[int, Tensor],
-        extra: Sequence[Mapping[int, Tensor]] = (),
+        further_rows: Mapping[Row, Mapping[int, Tensor]] | None = None,
         reduce: Reduce | None = None,
-        along: Mapping[int, Tensor] | None = None,
+        momentum: Mapping[int, Tensor] | None = None,
     ) -> Reading:
-        """Returns the moments over the steps since `begin`, rows as in `Moments`.
+        """Returns the sums over the change since `begin`.
 
         Args:
-            weights: As they are now, by column.
-            extra: Further rows of 0-d tensors, by column; NaN where there is none, 0 with `reduce`.
+            weights: The weights now, by column.
+            further_rows: Further rows of the table, as 0-d tensors by column. A weight without one gets NaN, or 0 with
+                `reduce`, where another process may hold its value.
             reduce: Adds the table up over processes.
-            along: Vectors `v` of the weights' shapes by column; with it the first further row is `<d, v>`.
+            momentum: Momentum buffers by column; with them the table has the row `CHANGE_MOMENTUM`.
         """
+        further_rows = further_rows or {}
+        missing = 0.0 if reduce else float("nan")
         parts = []
         for device, columns in self._columns.items():
             now = {column: weights[column].detach() for column in columns}
-            vectors = {column: along[column].detach() for column in columns if column in along} if along else {}
-            table = self._backends[device].end(now, vectors)
-            missing = 0.0 if reduce else float("nan")
-            rows = [table if along else table[:5]]
-            if along and len(vectors) < len(columns):
-                absent = torch.tensor([column not in vectors for column in columns], device="cpu")
-                table[5].masked_fill_(to_device(absent, device), missing)
-            rows += [_row(cells, columns, missing, device) for cells in extra]
-            table = torch.cat(rows) if len(rows) > 1 else rows[0]
-            parts.append(to_host(columns, table if reduce is None else reduce(columns, table)))
+            buffers = {c: momentum[c].detach() for c in columns if c in momentum} if momentum else {}
+            sums = self._backends[device].end(now, buffers)
+            rows = [*MOMENTS, *([Row.CHANGE_MOMENTUM] if momentum else []), *further_rows]
+            tables = [sums if momentum else sums[: len(MOMENTS)]]
+            if momentum and len(buffers) < len(columns):
+                absent = torch.tensor([column not in buffers for column in columns], device="cpu")
+                sums[Row.CHANGE_MOMENTUM].masked_fill_(to_device(absent, device), missing)
+            tables += [_stacked(cells, columns, missing, device) for cells in further_rows.values()]
+            table = torch.cat(tables) if len(tables) > 1 else tables[0]
+            parts.append(start_copy_to_host(columns, rows, table if reduce is None else reduce(columns, rows, table)))
         return Reading(parts, self._width)
 
     def release(self) -> None:
-        """Lets go of all memory."""
+        """Frees the copies."""
         self._backends.clear()
         self._columns = {}
 
 
 @torch.no_grad()
-def squares(weights: Mapping[int, Tensor], width: int) -> Reading:
-    """Returns a reading of one row, `<w, w>`."""
-    by_device: dict[torch.device, list[int]] = {}
+def read_squared_norms(weights: Mapping[int, Tensor], width: int) -> Reading:
+    """Returns a reading with one row, the squared norm `<w, w>` of each weight.
+
+    Args:
+        weights: By column.
+        width: Number of tracked weights.
+    """
+    parts = []
+    for columns in _columns_by_device(weights).values():
+        squares = torch.stack([dot(weights[column].detach(), weights[column].detach()) for column in columns])
+        parts.append(start_copy_to_host(columns, [Row.WEIGHT_SQUARED], squares.view(1, -1)))
+    return Reading(parts, width)
+
+
+def _columns_by_device(weights: Mapping[int, Tensor]) -> dict[torch.device, list[int]]:
+    columns: dict[torch.device, list[int]] = {}
     for column, weight in weights.items():
-        by_device.setdefault(weight.device, []).append(column)
-    tables = {
-        device: torch.stack([backends.square(weights[column].detach()) for column in columns]).view(1, -1)
-        for device, columns in by_device.items()
-    }
-    return Reading([to_host(columns, tables[device]) for device, columns in by_device.items()], width)
+        columns.setdefault(weight.device, []).append(column)
+    return columns
 
 
-def _row(cells: Mapping[int, Tensor], columns: Sequence[int], missing: float, device: torch.device) -> Tensor:
-    """One row of a table, (1, columns) float64, of 0-d tensors."""
-    there = {cells[column].dtype for column in columns if column in cells}
-    dtype = there.pop() if len(there) == 1 else torch.float64
+def _stacked(cells: Mapping[int, Tensor], columns: Sequence[int], missing: float, device: torch.device) -> Tensor:
+    """Returns 0-d tensors as one row of a table, (1, columns) float64."""
+    dtypes = {cells[column].dtype for column in columns if column in cells}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
     dtype = dtype if dtype.is_floating_point else torch.float64
     filler = torch.full((), missing, dtype=dtype, device=device)
     return torch.stack([cells.get(column, filler).to(dtype) for column in columns]).to(torch.float64).view(1, -1)
-
-
-def to_host(columns: Sequence[int], table: Tensor) -> Part:
-    """Starts the table's one asynchronous copy to the host."""
-    if table.device.type != "cuda":
-        return Part(columns, table.cpu())
-    host = torch.empty(table.shape, dtype=table.dtype, device="cpu", pin_memory=True)
-    host.copy_(table, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return Part(columns, host, event)

@@ -1,7 +1,8 @@
-"""Weights that are sharded over processes (FSDP2): the local part, and the sum over parts.
+"""Weights that are sharded over processes (FSDP2): each process's shard, and sums over all shards.
 
-A partial sum that passes for the whole makes every norm and angle wrong by the root of the number of shards. So what is
-measured is the local part, without a collective, and one all-reduce adds up the whole table of sums per sample.
+A sum over one shard must never be taken for the sum over the weight: norms and angles would be wrong by the square
+root of the number of shards. So each process measures its own shard without communicating, and one all-reduce per
+sample then adds up the whole table of sums.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,38 +13,43 @@ from torch import Tensor
 from torch import distributed as dist
 
 from smdtrack.notices import SmdtrackError
+from smdtrack.tracking.measure.table import Row
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Whether a tensor is distributed over processes."""
+    """Returns whether a tensor is distributed over processes."""
     return type(tensor).__name__ == "DTensor" or hasattr(tensor, "to_local")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Returns this process's part of a tensor, the tensor itself where it is not distributed; no collective."""
+    """Returns this process's shard of a tensor, or the tensor itself if it is not distributed. Does not communicate."""
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shard_like(whole: Tensor, sharded: Tensor) -> Tensor:
-    """Returns the part of a tensor that every process has whole, for which this one holds the part of another.
+    """Cuts a tensor that every process holds whole, in the way in which another tensor is sharded.
 
     Args:
-        whole: Of the other's shape.
-        sharded: Sharded along its first dimension, as FSDP2 does; one that is not distributed asks for the whole.
+        whole: A tensor with the shape of the other.
+        sharded: A tensor that is sharded along its first dimension, as FSDP2 does, or not distributed at all.
+
+    Returns:
+        The elements of `whole` of which this process holds the counterpart in `sharded`; all of them if `sharded` is
+        not distributed.
     """
     if not is_dtensor(sharded):
         return whole
     mesh, placements = sharded.device_mesh, sharded.placements  # type: ignore[attr-defined]
     for dim, placement in enumerate(placements):
         if placement.is_shard():
-            parts = whole.chunk(mesh.size(dim))
+            shards = whole.chunk(mesh.size(dim))
             rank = mesh.get_local_rank(dim)
-            return parts[rank] if rank < len(parts) else whole[:0]
+            return shards[rank] if rank < len(shards) else whole[:0]
     return whole
 
 
 def shard_group(weights: Iterable[Tensor]) -> Any:
-    """Returns the process group over which the weights are sharded, None where they are not.
+    """Returns the process group over which the weights are sharded; None if they are not sharded.
 
     Raises:
         SmdtrackError: If they are sharded in more than one way.
@@ -63,32 +69,37 @@ def shard_group(weights: Iterable[Tensor]) -> Any:
 
 
 class ShardSum:
-    """Adds tables of sums up over the processes that hold the shards: one all-reduce a table.
+    """Adds up tables of sums over the processes that hold the shards, with one all-reduce per table.
 
-    The table that travels has always the same shape, so that a process in which measuring has failed can take its part
-    with NaN: were it to stay away, the others would wait for it, or take the training's next collective for it.
+    Every process sends a table of the same shape, with each row at its own place, whatever rows it has measured. A
+    process in which measuring has failed takes part with NaN (`contribute_nan`). If it did not take part, the others
+    would wait for it for ever, or would mistake the training's next collective for its answer.
 
     Attributes:
-        calls: So many tables have been added up.
+        calls: Number of tables that were added up.
     """
-
-    ROWS = 8
 
     def __init__(self, group: Any, width: int) -> None:
         self.calls = 0
         self._group = group
         self._width = width
 
-    def __call__(self, columns: Sequence[int], table: Tensor) -> Tensor:
-        """Returns the summed table of the same shape."""
-        whole = torch.zeros(self.ROWS, self._width, dtype=torch.float64, device=table.device)
-        whole[: table.shape[0], list(columns)] = table
-        self.calls += 1
-        dist.all_reduce(whole, group=self._group)
-        return whole[: table.shape[0], list(columns)]
+    def __call__(self, columns: Sequence[int], rows: Sequence[Row], table: Tensor) -> Tensor:
+        """Returns the summed table.
 
-    def abstain(self, device: torch.device) -> None:
-        """Takes part with NaN, which tells all processes that this one measures no more."""
-        dist.all_reduce(
-            torch.full((self.ROWS, self._width), torch.nan, dtype=torch.float64, device=device), group=self._group
-        )
+        Args:
+            columns: The weights, by their places among all tracked weights.
+            rows: The rows of the table.
+            table: (rows, columns) float64.
+        """
+        cells = ([[int(row)] for row in rows], list(columns))
+        every_row = torch.zeros(len(Row), self._width, dtype=torch.float64, device=table.device)
+        every_row[cells] = table
+        self.calls += 1
+        dist.all_reduce(every_row, group=self._group)
+        return every_row[cells]
+
+    def contribute_nan(self, device: torch.device) -> None:
+        """Takes part in one sum with NaN, which tells all processes that this one measures no more."""
+        nothing = torch.full((len(Row), self._width), torch.nan, dtype=torch.float64, device=device)
+        dist.all_reduce(nothing, group=self._group)

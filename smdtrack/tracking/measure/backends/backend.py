@@ -1,4 +1,4 @@
-"""What a backend is: it keeps the weights from before a step and sums over what became of them."""
+"""The interface of the backends: a backend copies weights before a step and sums over what the step changed."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,54 +8,50 @@ from torch import Tensor
 
 
 class Backend(Protocol):
-    """Measures weights of one device from `begin` to `end`, by column."""
+    """Measures weights that lie on one device, from `begin` to `end`. Weights are named by column."""
 
     def begin(
         self,
         weights: Mapping[int, Tensor],
         gradients: Mapping[int, Tensor],
-        scale: Tensor | None,
+        loss_scale: Tensor | None,
     ) -> None:
-        """Copies weights, sums their squares, and reads the gradients that there are.
+        """Copies the weights, and sums over them and their gradients.
 
         Args:
-            weights: Never written to.
-            gradients: Of the weights' shapes; a weight without one has zeros.
-            scale: What a loss scaler has multiplied the gradients with.
+            weights: The weights before the step. They are only read.
+            gradients: Gradients, of the weights' shapes. A weight without a gradient gets zeros.
+            loss_scale: The factor by which a loss scaler has multiplied the gradients.
         """
 
     def read_gradients(self, gradients: Mapping[int, Tensor]) -> None:
-        """Sums over the gradients of weights given to `begin`."""
+        """Sums over gradients of weights that were given to `begin` without one."""
 
     def end(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> Tensor:
-        """Returns (6, W) float64 on the device: `<w, w>`, `<w, g>`, `<g, g>`, `<w, d>`, `<d, d>`, `<d, v>`.
+        """Sums over the change d of the weights w since `begin`.
 
         Args:
-            weights: As they are now, those of `begin`, in its order.
-            vectors: Of the weights' shapes; a weight without one has zero.
+            weights: The weights of `begin` as they are now, in the same order.
+            vectors: Vectors v of the weights' shapes, such as momentum buffers. A weight without one gets zero.
+
+        Returns:
+            (6, W) float64 on the device: `<w, w>`, `<w, g>`, `<g, g>`, `<w, d>`, `<d, d>`, `<d, v>`.
         """
 
 
-class Copies:
-    """Copies that are made again only where a weight's shape, type or layout has become another."""
+class CopyBuffers:
+    """Memory for a copy of each weight, allocated anew only when a weight's shape, type or strides change."""
 
     def __init__(self) -> None:
-        self._copies: dict[int, tuple[tuple[object, ...], Tensor]] = {}
+        self._buffers: dict[int, tuple[tuple[object, ...], Tensor]] = {}
 
-    def of(self, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Returns room for a copy of each weight, dense and in the weight's order of memory where that is dense."""
-        return {column: self._of(column, weight) for column, weight in weights.items()}
+    def for_weights(self, weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Returns a dense buffer for each weight, with the weight's strides if the weight itself is dense."""
+        return {column: self._for_weight(column, weight) for column, weight in weights.items()}
 
-    def _of(self, column: int, weight: Tensor) -> Tensor:
+    def _for_weight(self, column: int, weight: Tensor) -> Tensor:
         kind = (weight.shape, weight.stride(), weight.dtype)
-        known = self._copies.get(column)
+        known = self._buffers.get(column)
         if known is None or known[0] != kind:
-            known = self._copies[column] = (kind, torch.empty_like(weight, memory_format=torch.preserve_format))
+            known = self._buffers[column] = (kind, torch.empty_like(weight, memory_format=torch.preserve_format))
         return known[1]
-
-
-def to_device(table: Tensor, device: torch.device) -> Tensor:
-    """Returns a small table of the host on the device, without waiting for it: through pinned memory on CUDA."""
-    if device.type != "cuda":
-        return table.to(device)
-    return table.pin_memory().to(device, non_blocking=True)

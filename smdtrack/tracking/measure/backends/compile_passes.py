@@ -1,8 +1,10 @@
-"""Compiles `passes.c`, when the package is installed; for a working tree that is not installed,
+"""Compiles `passes.c` to a shared library beside it.
+
+The build of the package runs this file. In a working tree that was not installed, run it by hand:
 
     python smdtrack/tracking/measure/backends/compile_passes.py
 
-Standard library only: the build of the package runs this file where nothing is installed yet.
+It imports the standard library only, because nothing else is installed while the package is built.
 """
 
 import os
@@ -13,22 +15,23 @@ import zlib
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("passes.c")
-#: A copy of the code per instruction set where compiler and linker know how, else one that runs everywhere.
-ATTEMPTS: tuple[list[str], ...] = (["-DSMDTRACK_CLONES"], [])
+#: Compiler flags, tried in this order: a copy of the code per instruction set, which needs support by the compiler and
+#: the linker; then one copy that runs everywhere.
+FLAGS_TO_TRY: tuple[list[str], ...] = (["-DSMDTRACK_CLONES"], [])
 
 
 def library_path() -> Path:
-    """Where the compiled passes lie, named after their source: those of another version are never loaded."""
+    """Returns where the library lies. Its name holds a checksum of the source: an outdated one is never loaded."""
     return SOURCE.with_name(f"passes-{zlib.crc32(SOURCE.read_bytes()):08x}.so")
 
 
 def compile_passes(into: Path) -> bool:
-    """Compiles the passes to a shared library; returns False where that cannot be done."""
+    """Compiles the passes into a shared library. Returns whether that succeeded."""
     compiler = os.environ.get("CC", "cc").split()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / into.name
-        for flags in ATTEMPTS:
-            # Nothing like -ffast-math: a library linked with it changes how the whole process rounds.
+        for flags in FLAGS_TO_TRY:
+            # No -ffast-math: a library that is linked with it changes how the whole process rounds.
             options = ["-O3", "-std=gnu11", "-shared", "-fPIC", *flags]
             try:
                 subprocess.run(
@@ -42,4 +45,6 @@ def compile_passes(into: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if compile_passes(library_path()) else "no C compiler that compiles passes.c: numpy does its work")
+    sys.exit(
+        0 if compile_passes(library_path()) else "no C compiler that compiles passes.c: numpy will be used instead"
+    )

@@ -1,7 +1,4 @@
-"""The passes of `passes.c`, where the package was installed on a machine with a C compiler; else there are none.
-
-Nothing is compiled during a training: see `compiling`.
-"""
+"""Calls the passes of `passes.c`, if they were compiled when the package was installed (see `compile_passes`)."""
 
 import ctypes
 import functools
@@ -9,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smdtrack.record.run import Floats
 from smdtrack.tracking.measure.backends.compile_passes import library_path
-from smdtrack.tracking.measure.backends.threads import together_compiled
+from smdtrack.tracking.measure.backends.threads import run_compiled_on_threads
 
-#: Elements of a piece: many for a large tensor, and still long against the time that it takes to get it (64 us).
+#: Elements of a piece, the unit of work that a thread takes. Large tensors have many pieces, so that threads share
+#: them; summing one piece takes about 64 us, long against the time it takes to fetch the next one.
 PIECE = 131072
 
 
@@ -32,7 +30,7 @@ class Job(ctypes.Structure):
 
 @functools.cache
 def library() -> Any:
-    """Returns the compiled passes, None where there are none."""
+    """Returns the library of the compiled passes, or None if there is none."""
     try:
         found = ctypes.CDLL(str(library_path()))
         for name in ("smdtrack_begin", "smdtrack_end"):
@@ -43,8 +41,8 @@ def library() -> Any:
     return found
 
 
-def suits(*tensors: Tensor | None) -> bool:
-    """Whether these are fp32 in one order of memory; the first must be dense."""
+def can_read(*tensors: Tensor | None) -> bool:
+    """Returns whether all tensors are fp32 with the same strides. The first one must be dense."""
     first = tensors[0]
     assert first is not None
     stride = first.stride()
@@ -54,23 +52,27 @@ def suits(*tensors: Tensor | None) -> bool:
     )
 
 
-def copied(before: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Floats:
+def copy_and_sum(
+    before: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> npt.NDArray[np.float64]:
     """Copies the weights into `before`; returns (W, 3): `<w, w>`, `<w, g>`, `<g, g>`, zero without a gradient."""
-    return _summed(library().smdtrack_begin, before, weights, gradients)
+    return _sum(library().smdtrack_begin, before, weights, gradients)
 
 
-def changed(before: Sequence[Tensor], weights: Sequence[Tensor], vectors: Sequence[Tensor | None]) -> Floats:
+def sum_changes(
+    before: Sequence[Tensor], weights: Sequence[Tensor], vectors: Sequence[Tensor | None]
+) -> npt.NDArray[np.float64]:
     """Returns (W, 3) of the change `d = weights - before`: `<w, d>`, `<d, d>`, `<d, v>`, zero without a vector."""
-    return _summed(library().smdtrack_end, before, weights, vectors)
+    return _sum(library().smdtrack_end, before, weights, vectors)
 
 
-def _summed(
+def _sum(
     work: Any,
     before: Sequence[Tensor],
     weights: Sequence[Tensor],
     vectors: Sequence[Tensor | None],
-) -> Floats:
-    """Cuts the tensors into pieces, which the threads take one after another."""
+) -> npt.NDArray[np.float64]:
+    """Cuts the tensors into pieces, runs a C function over them on several threads, and adds up the pieces."""
     elements = np.array([tensor.numel() for tensor in before], dtype=np.int64)
     counts = np.maximum(-(-elements // PIECE), 1)
     first = np.cumsum(counts) - counts
@@ -81,8 +83,8 @@ def _summed(
     places = [np.where(place == 0, 0, place + 4 * offsets.astype(np.uint64)).astype(np.uint64) for place in places]
     sums = np.zeros((len(sizes), 3))
     job = Job(len(sizes), *(array.ctypes.data for array in (sizes, *places, sums)), 0)
-    together_compiled(work, job, int(elements.sum()))
-    result: Floats = np.add.reduceat(sums, first)
+    run_compiled_on_threads(work, job, int(elements.sum()))
+    result: npt.NDArray[np.float64] = np.add.reduceat(sums, first)
     return result
 
 

@@ -1,6 +1,6 @@
-"""The CPU's backend: each array is read from memory once, on as many threads as torch may use.
+"""The backend of the CPU: reads each array from memory once, on as many threads as torch may use.
 
-By the compiled passes where there are any, else by numpy.
+It uses the compiled passes for fp32 weights if they were compiled, and numpy otherwise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smdtrack.tracking.measure.backends import compiled_passes as native
-from smdtrack.tracking.measure.backends import numpy_passes as blocks
-from smdtrack.tracking.measure.backends.backend import Copies
-from smdtrack.tracking.measure.backends.threads import together
+from smdtrack.tracking.measure.backends import compiled_passes, numpy_passes
+from smdtrack.tracking.measure.backends.backend import CopyBuffers
+from smdtrack.tracking.measure.backends.threads import run_on_threads
 
 
 class CpuBackend:
     """See `Backend`."""
 
     def __init__(self) -> None:
-        self._copies = Copies()
+        self._buffers = CopyBuffers()
         self._before: dict[int, Tensor] = {}
         self._places: dict[int, int] = {}
         self._table = np.zeros((6, 0))
@@ -28,71 +27,74 @@ class CpuBackend:
         self,
         weights: Mapping[int, Tensor],
         gradients: Mapping[int, Tensor],
-        scale: Tensor | None,
+        loss_scale: Tensor | None,
     ) -> None:
         """See `Backend`."""
-        self._before = before = self._copies.of(weights)
+        self._before = before = self._buffers.for_weights(weights)
         self._places = {column: place for place, column in enumerate(weights)}
         self._table = table = np.zeros((6, len(weights)))
 
-        def by_numpy(column: int) -> None:
-            table[:3, self._places[column]] = blocks.copied(before[column], weights[column], gradients.get(column))
+        def with_numpy(column: int) -> None:
+            sums = numpy_passes.copy_and_sum(before[column], weights[column], gradients.get(column))
+            table[:3, self._places[column]] = sums
 
-        compiled, others = _shared_out(weights, before, gradients)
+        compiled, others = _split_by_pass(weights, before, gradients)
         if compiled:
-            table[:3, self._at(compiled)] = native.copied(
+            table[:3, self._places_of(compiled)] = compiled_passes.copy_and_sum(
                 [before[c] for c in compiled], [weights[c] for c in compiled], [gradients.get(c) for c in compiled]
             ).T
-        for_each(by_numpy, others, weights)
-        if scale is not None:
-            inverse = 1.0 / float(scale)
+        run_for_columns(with_numpy, others, weights)
+        if loss_scale is not None:
+            inverse = 1.0 / float(loss_scale)
             table[1] *= inverse
             table[2] *= inverse * inverse
 
     def read_gradients(self, gradients: Mapping[int, Tensor]) -> None:
         """See `Backend`."""
         for column, gradient in gradients.items():
-            self._table[1:3, self._places[column]] = blocks.along_and_squared(self._before[column], gradient)
+            self._table[1:3, self._places[column]] = numpy_passes.dot_and_square(self._before[column], gradient)
 
     def end(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> Tensor:
         """See `Backend`."""
         table, before = self._table, self._before
 
-        def by_numpy(column: int) -> None:
+        def with_numpy(column: int) -> None:
             place = self._places[column]
-            moments = blocks.changed(before[column], weights[column], table[0, place], vectors.get(column))
-            table[0, place], table[3:, place] = moments[0], moments[1:]
+            sums = numpy_passes.sum_change(before[column], weights[column], table[0, place], vectors.get(column))
+            table[0, place], table[3:, place] = sums[0], sums[1:]
 
-        compiled, others = _shared_out(weights, before, vectors)
+        compiled, others = _split_by_pass(weights, before, vectors)
         if compiled:
-            table[3:, self._at(compiled)] = native.changed(
+            table[3:, self._places_of(compiled)] = compiled_passes.sum_changes(
                 [before[c] for c in compiled], [weights[c] for c in compiled], [vectors.get(c) for c in compiled]
             ).T
-        for_each(by_numpy, others, weights)
+        run_for_columns(with_numpy, others, weights)
         return torch.from_numpy(table)
 
-    def _at(self, columns: Sequence[int]) -> list[int]:
+    def _places_of(self, columns: Sequence[int]) -> list[int]:
         return [self._places[column] for column in columns]
 
 
-def _shared_out(
+def _split_by_pass(
     weights: Mapping[int, Tensor],
     before: Mapping[int, Tensor],
     vectors: Mapping[int, Tensor],
 ) -> tuple[list[int], list[int]]:
-    """Columns for the compiled passes, and those for numpy."""
-    if native.library() is None:
+    """Returns the columns for the compiled passes, and those for numpy."""
+    if compiled_passes.library() is None:
         return [], list(weights)
-    suited = {column for column in weights if native.suits(before[column], weights[column], vectors.get(column))}
-    return [column for column in weights if column in suited], [column for column in weights if column not in suited]
+    compiled = {
+        column for column in weights if compiled_passes.can_read(before[column], weights[column], vectors.get(column))
+    }
+    return [column for column in weights if column in compiled], [c for c in weights if c not in compiled]
 
 
-def for_each(work: Callable[[int], None], columns: Sequence[int], weights: Mapping[int, Tensor]) -> None:
-    """Works on some columns, the largest first, on as many threads as are worth while."""
+def run_for_columns(work: Callable[[int], None], columns: Sequence[int], weights: Mapping[int, Tensor]) -> None:
+    """Calls `work` for each column, the largest weight first, on several threads if there is enough to do."""
     waiting = sorted(columns, key=lambda column: weights[column].numel())
 
     @torch.no_grad()
-    def take() -> None:
+    def take_columns() -> None:
         while True:
             try:
                 column = waiting.pop()
@@ -100,4 +102,4 @@ def for_each(work: Callable[[int], None], columns: Sequence[int], weights: Mappi
                 return
             work(column)
 
-    together(take, sum(weights[column].numel() for column in columns))
+    run_on_threads(take_columns, sum(weights[column].numel() for column in columns))

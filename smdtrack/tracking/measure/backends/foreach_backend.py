@@ -1,8 +1,11 @@
-"""The backend of any other device: a handful of torch's fused kernels for all tensors, and no wait for the device.
+"""The backend of any other device: torch's fused kernels (`torch._foreach_*`), each for many tensors at a time.
 
-Fused kernels give norms, in float64, of all tensors at a time. Inner products follow from those: `<w, d>` is
-`(||w + d||^2 - ||w||^2 - ||d||^2) / 2`, in float64 without loss, and for any other pair the sum of the products `p` is
-`2 sum(max(p, 0)) - sum |p|`, two norms of another kind.
+The fused kernels compute norms in float64, but no inner products. Those follow from norms:
+
+* `<w, d> = (||w + d||^2 - ||w||^2 - ||d||^2) / 2`. In float64 the subtraction loses nothing that matters.
+* For any other pair, with the elementwise products p: `sum(p) = 2 sum(max(p, 0)) - sum |p|`, two 1-norms.
+
+The host does not wait for the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +14,9 @@ import torch
 from torch import Tensor
 
 from smdtrack.geometry import wide
-from smdtrack.tracking.measure.backends.backend import Copies
+from smdtrack.tracking.measure.backends.backend import CopyBuffers
 
-#: Elements of products and changes that are held at a time.
+#: Number of elements of products and changes that are held in memory at a time.
 BATCH = 4_000_000
 
 
@@ -21,7 +24,7 @@ class ForeachBackend:
     """See `Backend`."""
 
     def __init__(self) -> None:
-        self._copies = Copies()
+        self._buffers = CopyBuffers()
         self._before: dict[int, Tensor] = {}
         self._table = torch.zeros(6, 0, device="cpu")
 
@@ -29,17 +32,17 @@ class ForeachBackend:
         self,
         weights: Mapping[int, Tensor],
         gradients: Mapping[int, Tensor],
-        scale: Tensor | None,
+        loss_scale: Tensor | None,
     ) -> None:
         """See `Backend`."""
-        self._before = self._copies.of(weights)
+        self._before = self._buffers.for_weights(weights)
         torch._foreach_copy_(list(self._before.values()), list(weights.values()), non_blocking=True)
         squared = _squares(list(self._before.values()))
         self._table = torch.zeros(6, len(weights), dtype=torch.float64, device=squared.device)
         self._table[0] = squared
         self.read_gradients(gradients)
-        if scale is not None:
-            inverse = scale.to(torch.float64).reciprocal()
+        if loss_scale is not None:
+            inverse = loss_scale.to(torch.float64).reciprocal()
             self._table[1] *= inverse
             self._table[2] *= inverse * inverse
 
@@ -48,8 +51,8 @@ class ForeachBackend:
         for places, columns in self._batches(gradients):
             given = [gradients[column] for column in columns]
             products = torch._foreach_mul(wide([self._before[column] for column in columns]), wide(given))
-            self._put(1, places, _totals(products))
-            self._put(2, places, _squares(given))
+            self._write_row(1, places, _sums_in_place(products))
+            self._write_row(2, places, _squares(given))
 
     def end(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> Tensor:
         """See `Backend`."""
@@ -57,17 +60,17 @@ class ForeachBackend:
         for places, columns in self._batches(weights):
             new, old = wide([weights[c] for c in columns]), wide([self._before[c] for c in columns])
             changes = torch._foreach_sub(new, old)
-            self._put(4, places, _squares(changes))
-            along = [index for index, column in enumerate(columns) if column in vectors]
-            if along:
-                products = [changes[index] for index in along]
-                torch._foreach_mul_(products, wide([vectors[columns[index]] for index in along]))
-                self._put(5, [places[index] for index in along], _totals(products))
+            self._write_row(4, places, _squares(changes))
+            given = [index for index, column in enumerate(columns) if column in vectors]
+            if given:
+                products = [changes[index] for index in given]
+                torch._foreach_mul_(products, wide([vectors[columns[index]] for index in given]))
+                self._write_row(5, [places[index] for index in given], _sums_in_place(products))
         self._table[3] = (after - self._table[0] - self._table[4]) / 2
         return self._table
 
-    def _put(self, row: int, places: Sequence[int], values: Tensor) -> None:
-        """Writes values of the table, by slices: an index of places would have to be sent to the device."""
+    def _write_row(self, row: int, places: Sequence[int], values: Tensor) -> None:
+        """Writes values into a row of the table, by slices: an index list would have to be copied to the device."""
         start = 0
         for stop in range(1, len(places) + 1):
             if stop == len(places) or places[stop] != places[stop - 1] + 1:
@@ -75,7 +78,7 @@ class ForeachBackend:
                 start = stop
 
     def _batches(self, tensors: Mapping[int, Tensor]) -> list[tuple[list[int], list[int]]]:
-        """Places in the table and columns of the given tensors, in batches of what is held at a time."""
+        """Returns places in the table and columns of the given tensors, in batches of `BATCH` elements."""
         batches: list[tuple[list[int], list[int]]] = []
         room = 0
         for place, column in enumerate(self._before):
@@ -94,8 +97,8 @@ def _squares(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=torch.float64)).square()
 
 
-def _totals(products: Sequence[Tensor]) -> Tensor:
-    """Returns the sum of each tensor, which is lost: fused kernels know only norms, of which these take two."""
+def _sums_in_place(products: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of each tensor, and overwrites it: sum(p) = 2 sum(max(p, 0)) - sum |p|."""
     absolute = torch.stack(torch._foreach_norm(list(products), 1, dtype=torch.float64))
     torch._foreach_clamp_min_(list(products), 0)
     return 2 * torch.stack(torch._foreach_norm(list(products), 1, dtype=torch.float64)) - absolute

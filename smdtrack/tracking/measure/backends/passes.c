@@ -1,7 +1,8 @@
-/* One pass over memory before a step and one after it: a copy, products, and their float64 sums on the way.
+/* One pass over memory before a step and one after it. A pass copies, multiplies and sums in float64 in one go.
 
-   Four lanes at a time, twice, in the vector types that GCC and Clang share: what they make of plain loops is sometimes
-   twice as slow. Nothing is reordered, so no flag is needed that changes how a process rounds. */
+   The loops are written with the vector types that GCC and Clang share, two vectors of four lanes at a time, because
+   the code that they make of plain loops is sometimes twice as slow. The sums have a fixed order, so that no compiler
+   flag is needed that changes how a process rounds. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -20,7 +21,7 @@ typedef double doubles __attribute__((vector_size(8 * LANES)));
 #define AT(array, i) (*(floats *)((array) + (i)))
 #define WIDE(array, i) __builtin_convertvector(*(const floats *)((array) + (i)), doubles)
 
-/* Adds the lanes of two partial sums and what was left over. */
+/* Adds the lanes of the two partial sums, and the elements that did not fill a vector. */
 #define TOTAL(s) (s[0][0] + s[0][1] + s[0][2] + s[0][3] + s[1][0] + s[1][1] + s[1][2] + s[1][3] + s##_rest)
 
 /* Copies w; returns <w, w>, <w, g>, <g, g>. */
@@ -69,7 +70,7 @@ CLONED static void read_alone(const float *w, float *before, int64_t n, double *
 }
 
 /* Of the change d = now - w: returns <w, d>, <d, d>, <d, v>. */
-CLONED static void compare_along(const float *now, const float *w, const float *v, int64_t n, double *sums) {
+CLONED static void compare_with(const float *now, const float *w, const float *v, int64_t n, double *sums) {
     doubles wd[2] = {{0}}, dd[2] = {{0}}, dv[2] = {{0}};
     double wd_rest = 0, dd_rest = 0, dv_rest = 0;
     int64_t i = 0;
@@ -113,8 +114,8 @@ CLONED static void compare(const float *now, const float *w, int64_t n, double *
     sums[1] = TOTAL(dd);
 }
 
-/* Pieces of tensors. A gradient or a vector may be missing: its sums, of (pieces, 3), are left. Several threads may be
-   called with one job: `taken` says how many pieces have been taken. */
+/* Pieces of tensors. A gradient or a vector may be missing; its sums, in (pieces, 3), are then not written. Several
+   threads may work on one job: `taken` counts the pieces that were taken. */
 struct job {
     int64_t pieces;
     const int64_t *elements;
@@ -138,7 +139,7 @@ void smdtrack_begin(struct job *job) {
 void smdtrack_end(struct job *job) {
     EACH(i, job)
         if (job->vectors[i])
-            compare_along(job->weights[i], job->before[i], job->vectors[i], job->elements[i], job->sums + 3 * i);
+            compare_with(job->weights[i], job->before[i], job->vectors[i], job->elements[i], job->sums + 3 * i);
         else
             compare(job->weights[i], job->before[i], job->elements[i], job->sums + 3 * i);
 }

@@ -1,7 +1,8 @@
-"""Work that several threads take from one heap, so that one that comes late costs nothing.
+"""Runs work on several threads, each of which takes the next piece until none is left.
 
-After an optimizer's step the threads of torch's OpenMP wait busily for more work, and threads of our own would have to
-wait for a processor: compiled work goes to torch's own threads, where their library has the usual entry.
+After an optimizer's step, torch's OpenMP threads spin for a while, waiting for more work, and other threads would have
+to wait for a processor. So compiled work runs on torch's own threads, through `GOMP_parallel` of their library, if that
+is available. Otherwise it runs on a thread pool.
 """
 
 import ctypes
@@ -14,53 +15,53 @@ from typing import Any
 
 import torch
 
-#: More threads than these find the memory's bandwidth taken.
-MOST_THREADS = 4
-#: Elements below which it does not pay to wake another thread.
-WORTH_THREADS = 200_000
+#: Largest number of threads of the pool. The memory's bandwidth is used up with these.
+MAX_THREADS = 4
+#: Number of elements from which on a second thread saves more time than it takes to wake it.
+MIN_ELEMENTS = 200_000
 
 
-def together(work: Callable[[], None], elements: int) -> None:
-    """Calls `work` on as many threads as torch may use; each call takes what is left until nothing is.
+def run_on_threads(work: Callable[[], None], elements: int) -> None:
+    """Calls `work` on as many threads of the pool as torch may use; each call does what the others have left.
 
     Args:
-        work: Must let other threads run while it works (numpy and compiled passes do).
-        elements: How much there is to do.
+        work: Takes pieces of work until none is left. It must release the GIL while it works, as numpy does.
+        elements: Number of elements to sum over; small work stays on the calling thread.
     """
-    threads = min(torch.get_num_threads(), MOST_THREADS) if elements >= WORTH_THREADS else 1
+    threads = min(torch.get_num_threads(), MAX_THREADS) if elements >= MIN_ELEMENTS else 1
     others = [_pool().submit(work) for _ in range(threads - 1)]
     try:
         work()
     finally:
         for other in others:
-            # One that has not begun would find nothing left to do.
+            # A call that has not started yet would find no work left.
             if not other.cancel():
                 other.result()
 
 
-def together_compiled(work: Any, job: ctypes.Structure, elements: int) -> None:
-    """Calls a C function of a job on several threads likewise.
+def run_compiled_on_threads(work: Any, job: ctypes.Structure, elements: int) -> None:
+    """Calls a C function on several threads, with one job that they share.
 
     Args:
         work: `void work(struct job *)`.
-        job: What all calls share.
-        elements: How much there is to do.
+        job: The job.
+        elements: Number of elements to sum over; small work stays on the calling thread.
     """
-    # As many as torch itself uses: for a smaller team the library would end the others, and start them anew.
-    threads, parallel = torch.get_num_threads(), _parallel()
-    if threads > 1 and elements >= WORTH_THREADS and parallel is not None:
+    # As many threads as torch itself uses: for a smaller team, OpenMP would end the other threads and start them again.
+    threads, parallel = torch.get_num_threads(), _openmp_parallel()
+    if threads > 1 and elements >= MIN_ELEMENTS and parallel is not None:
         parallel(ctypes.cast(work, ctypes.c_void_p), ctypes.addressof(job), threads, 0)
     else:
-        together(lambda: work(ctypes.addressof(job)), elements)
+        run_on_threads(lambda: work(ctypes.addressof(job)), elements)
 
 
-_forked = False
+_is_forked_child = False
 
 
 @functools.cache
-def _parallel() -> Any:
-    """The entry of torch's OpenMP library; None where there is none, or where its threads are a parent's."""
-    if _forked:
+def _openmp_parallel() -> Any:
+    """Returns `GOMP_parallel` of torch's library; None if it is missing, or in a forked child, which has no threads."""
+    if _is_forked_child:
         return None
     try:
         entry = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
@@ -73,16 +74,16 @@ def _parallel() -> Any:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MOST_THREADS - 1, thread_name_prefix="smdtrack-sums")
+    return ThreadPoolExecutor(MAX_THREADS - 1, thread_name_prefix="smdtrack-sums")
 
 
-def _after_fork() -> None:
-    """A forked child has neither pool's threads, and would wait for them for ever."""
-    global _forked
-    _forked = True
+def _forget_threads_after_fork() -> None:
+    """Forgets both kinds of threads in a forked child: they do not exist there, and it would wait for them for ever."""
+    global _is_forked_child
+    _is_forked_child = True
     _pool.cache_clear()
-    _parallel.cache_clear()
+    _openmp_parallel.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_forget_threads_after_fork)

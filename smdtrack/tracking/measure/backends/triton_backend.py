@@ -1,7 +1,7 @@
-"""CUDA's backend: two kernels of our own before a step and two after it, whatever the number of tensors.
+"""The backend of CUDA: two Triton kernels before a step and two after it, for any number of tensors.
 
-Each array is read from memory once and nothing is held besides the copy. Addresses travel through pinned memory, so
-that the training thread never waits.
+Each array is read from memory once, and the copies of the weights are the only extra memory. The addresses of the
+tensors are sent to the device through pinned memory, so that the host does not wait.
 """
 
 import contextlib
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smdtrack.tracking.measure.backends.backend import Copies, to_device
+from smdtrack.tracking.measure.backends.backend import CopyBuffers
+from smdtrack.tracking.measure.table import to_device
 
-#: By torch's type, the name of Triton's.
+#: The name of Triton's type for each of torch's types.
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 @functools.cache
 def works_on(device: torch.device) -> bool:
-    """Whether Triton compiles for this GPU here, and its sums are right: asked once, with a wait for the answer."""
+    """Returns whether Triton compiles for this GPU and its sums are right. The first call tries it, and waits."""
     try:
         generator = torch.Generator("cpu").manual_seed(0)
         drawn = torch.randn(3, 3, 40_000, generator=generator, dtype=torch.float32, device="cpu")
@@ -34,7 +35,7 @@ def works_on(device: torch.device) -> bool:
         expected = torch.stack([(a * b).sum() for a, b in ((w, w), (w, g), (g, g), (w, d), (d, d), (d, g))])
         return torch.allclose(found, expected, rtol=1e-9)
     except Exception:
-        # No Triton, no compiler for its launchers, no folder for its cache, another GPU than it knows.
+        # Triton, its C compiler or a folder for its cache is missing, or it does not support this GPU.
         return False
 
 
@@ -42,33 +43,33 @@ class TritonBackend:
     """See `Backend`."""
 
     def __init__(self) -> None:
-        self._copies = Copies()
+        self._buffers = CopyBuffers()
         self._before: dict[int, Tensor] = {}
-        self._plan = _Plan((), torch.device("cpu"))
+        self._plan = _ChunkPlan((), torch.device("cpu"))
         self._table = torch.zeros(6, 0, device="cpu")
 
     def begin(
         self,
         weights: Mapping[int, Tensor],
         gradients: Mapping[int, Tensor],
-        scale: Tensor | None,
+        loss_scale: Tensor | None,
     ) -> None:
         """See `Backend`."""
-        self._before = self._copies.of(weights)
+        self._before = self._buffers.for_weights(weights)
         elements = tuple(weight.numel() for weight in weights.values())
         device = next(iter(weights.values())).device
         if elements != self._plan.elements:
-            self._plan = _Plan(elements, device)
+            self._plan = _ChunkPlan(elements, device)
         self._table = torch.empty(6, len(weights), dtype=torch.float64, device=device)
         self._run("read", weights, gradients, self._table[:3])
-        if scale is not None:
-            inverse = scale.to(torch.float64).reciprocal()
+        if loss_scale is not None:
+            inverse = loss_scale.to(torch.float64).reciprocal()
             self._table[1] *= inverse
             self._table[2] *= inverse * inverse
 
     def read_gradients(self, gradients: Mapping[int, Tensor]) -> None:
         """See `Backend`."""
-        # The copies are copied onto themselves.
+        # The kernel also copies: here each copy onto itself.
         self._run("read", self._before, gradients, self._table[:3])
 
     def end(self, weights: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> Tensor:
@@ -84,8 +85,8 @@ class TritonBackend:
         from smdtrack.tracking.measure.backends import triton_kernels as kernels
 
         plan, before = self._plan, list(self._before.values())
-        now = [_like(weight, copy) for weight, copy in zip(weights.values(), before, strict=True)]
-        others = [_like(vectors[c], copy) if c in vectors else None for c, copy in self._before.items()]
+        now = [_in_layout_of(weight, copy) for weight, copy in zip(weights.values(), before, strict=True)]
+        others = [_in_layout_of(vectors[c], copy) if c in vectors else None for c, copy in self._before.items()]
         rows = (now, before, others)
         places = [[0 if tensor is None else tensor.data_ptr() for tensor in row] for row in rows]
         addresses = to_device(_integers(places), into.device)
@@ -99,7 +100,7 @@ class TritonBackend:
                 programs,
                 plan.chunks,
                 addresses,
-                plan.elements_there,
+                plan.elements_on_device,
                 len(before),
                 sums,
                 plan.count,
@@ -110,8 +111,8 @@ class TritonBackend:
         total[(len(before), 3)](sums, plan.bounds, plan.count, into, len(before))
 
 
-class _Plan:
-    """How tensors of these sizes are cut into chunks: sent to the device once, for as long as the sizes stay."""
+class _ChunkPlan:
+    """How tensors of given sizes are cut into chunks. It is sent to the device once and kept while the sizes stay."""
 
     def __init__(self, elements: tuple[int, ...], device: torch.device) -> None:
         from smdtrack.tracking.measure.backends.triton_kernels import CHUNK
@@ -122,12 +123,12 @@ class _Plan:
         self.count = len(starts)
         self.chunks = to_device(_integers(starts).view(-1, 2).T.contiguous(), device)
         self.bounds = to_device(counts.cumsum(0), device)
-        self.elements_there = to_device(_integers(elements), device)
+        self.elements_on_device = to_device(_integers(elements), device)
         self._tensor_of = [index for index, _ in starts]
         self._programs: dict[tuple[Any, ...], list[tuple[Any, Tensor]]] = {}
 
     def programs_of(self, kinds: tuple[Any, ...]) -> list[tuple[Any, Tensor]]:
-        """Chunks by the kind of their tensor: a kernel is compiled for each kind, nearly always one."""
+        """Returns the chunks of each kind of tensor. A kernel is compiled per kind; nearly always there is one."""
         found = self._programs.get(kinds)
         if found is None:
             found = self._programs[kinds] = []
@@ -139,12 +140,12 @@ class _Plan:
 
 
 def _integers(values: Any) -> Tensor:
-    """On the host, wherever a script makes its tensors by default."""
+    """Returns int64 on the host, also where a script has set another default device."""
     return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
-def _like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A tensor's elements in the order of memory of another of its shape: itself where it has that."""
+def _in_layout_of(tensor: Tensor, model: Tensor) -> Tensor:
+    """Returns a tensor in the memory layout of another one of its shape; the tensor itself if it has that layout."""
     if tensor.stride() == model.stride() and tensor.device == model.device:
         return tensor
     return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)

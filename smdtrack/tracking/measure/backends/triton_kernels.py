@@ -1,17 +1,17 @@
 """Triton kernels: one pass over memory before a step and one after it, for all tensors at a time.
 
-A tensor is cut into chunks, and a program works on one chunk, whose tensor and beginning it finds in `chunks`. Where
-the tensor lies it finds in `addresses`, (3, tensors). Sums are float64 throughout, which hides behind the memory even
-where a GPU is slow at it, and their order is fixed, so that the numbers are the same each time.
+Tensors are cut into chunks, and one program works on one chunk. It finds the chunk's tensor and first element in
+`chunks`, and the tensor's addresses in `addresses`, (3, tensors). Sums are float64 throughout: even on a GPU with slow
+float64, reading the memory takes longer. The order of summation is fixed, so that the numbers are the same every time.
 """
 
 # mypy: ignore-errors
-# Parameters of a kernel have types of Triton's only.
+# mypy does not know the types of a kernel's parameters.
 
 import triton
 import triton.language as tl
 
-#: Elements a program works on, and those it holds at a time.
+#: Number of elements that a program sums over, and number of elements that it holds at a time.
 CHUNK: int = 16384
 BLOCK: tl.constexpr = tl.constexpr(1024)
 _CHUNK: tl.constexpr = tl.constexpr(CHUNK)
