@@ -156,7 +156,7 @@ def _document(comparison: "Comparison", found: Sequence[str], scaling: Any) -> d
     runs = []
     for run in comparison.runs:
         document = asdict(run)
-        del document["weights"], document["gradients"]
+        del document["weights"]
         runs.append(document)
     return {
         "runs": runs,
