@@ -12,7 +12,7 @@ from rich.table import Table
 
 from smdtrack.cli._audit_work import Failure
 from smdtrack.invariance import VERDICTS, Audit, Weight
-from smdtrack.invariance.evidence import INVARIANT_COSINE, RADIAL_COSINE, UNCHANGED, ZERO_ENERGY
+from smdtrack.invariance.evidence import DOUBLE
 from smdtrack.names import did_you_mean, stage_of
 from smdtrack.notices import SmdtrackError
 
@@ -105,14 +105,17 @@ _EVIDENCE = (
     (
         "cosines",
         "gradient at two generic points: |<w, g>| / (||w|| ||g||)"
-        f" (invariant below {INVARIANT_COSINE:.0e}, not above {RADIAL_COSINE:.0e})",
+        f" (invariant below {DOUBLE.cosine:.0e}, not above {DOUBLE.radial_cosine:.0e})",
     ),
-    ("energy", f"||w|| ||g|| relative to the largest of all tensors (no gradient below {ZERO_ENERGY:.0e})"),
+    ("energy", f"||w|| ||g|| relative to the largest of all tensors (no gradient below {DOUBLE.zero_energy:.0e})"),
     ("slice_cosines", "the same cosine for the worst slice along a dimension"),
     ("proposal", "what the gradients propose"),
     ("unused_deviation", "change of the outputs when all tensors without a gradient get other values"),
     ("changes", "change of the outputs when it alone is changed"),
-    ("group_deviation", f"change of the outputs when all invariant tensors are scaled at once (up to {UNCHANGED:.0e})"),
+    (
+        "group_deviation",
+        f"change of the outputs when all invariant tensors are scaled at once (up to {DOUBLE.unchanged:.0e})",
+    ),
     ("filter_deviation", "the same with a factor per filter"),
     (
         "constant_variance_cosine",

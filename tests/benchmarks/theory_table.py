@@ -1,10 +1,18 @@
 """Prediction against simulation for every timm optimizer, as a table.
 
     python -m tests.benchmarks.theory_table [NAME ...] [--markdown]
+    python -m tests.benchmarks.theory_table --conditions [--markdown]
+
+The first form compares each optimizer of timm at its usual settings. The second goes beyond the usual: other settings,
+and gradients that are correlated in time, bursty, heavy-tailed, of low rank or of unequal rows.
 
 Each row runs the real optimizer on scale-invariant noise with one seed. Closed forms must agree within 1 %, all others
 within 2 %. The last lines list the largest deviation of each kind, the exceptions by name, and the rows that missed
 their tolerance, in which case the exit code is 1.
+
+With `--conditions`, a row is "within 2 %" if the line for white gradients is. Otherwise it is "by memory" if the line
+with the memory measured over earlier steps is within 2 %; the column `memory` then says by how much it differs from
+that of white gradients. All other rows missed.
 """
 
 import sys
@@ -14,12 +22,18 @@ import torch
 
 from tests.theory.cases import CASES
 from tests.theory.compare import compare
+from tests.theory.conditions import CONDITIONS, outcome
+
+#: Largest |measured / predicted - 1| of the second table.
+BOUND = 0.02
 
 
 def main(arguments: list[str]) -> int:
     """Prints the table; returns 1 if a row misses its tolerance."""
     torch.set_num_threads(1)
     markdown = "--markdown" in arguments
+    if "--conditions" in arguments:
+        return conditions(markdown)
     names = [name for name in arguments if not name.startswith("--")] or [
         *timm.optim.list_optimizers(),
         *(name for name in CASES if name.startswith("lookahead")),
@@ -69,6 +83,29 @@ def main(arguments: list[str]) -> int:
         print(f"{kind}: {len(found)} optimizers, largest deviation {max(found):.2%}")
     print(f"exceptions: {'; '.join(exceptions) or 'none'}")
     print(f"missed: {', '.join(missed) or 'none'}")
+    return 1 if missed else 0
+
+
+def conditions(markdown: bool) -> int:
+    """Prints the table of unusual settings and gradients; returns 1 if a row missed."""
+    columns = ("what", "optimizer", "kind", "angle / line", "memory", "angle / line with memory", "")
+    print("| " + " | ".join(columns) + " |" if markdown else "  ".join(columns))
+    if markdown:
+        print("|---" * len(columns) + "|")
+    missed = []
+    for condition in CONDITIONS:
+        found = outcome(condition)
+        verdict = "within 2 %" if abs(found.ratio - 1) <= BOUND else "by memory"
+        if abs(found.ratio - 1) > BOUND and not abs(found.with_memory - 1) <= BOUND:
+            verdict = "MISSED"
+            missed.append(f"{condition.optimizer} ({condition.label})")
+        cells = (condition.label, condition.optimizer, found.kind)
+        numbers = tuple(f"{value:.3f}" for value in (found.ratio, found.memory, found.with_memory))
+        if markdown:
+            print("| " + " | ".join((*cells, *numbers, verdict)) + " |", flush=True)
+        else:
+            print(f"{cells[0]:18s} {cells[1]:10s} {cells[2]:12s}", *numbers, verdict, flush=True)
+    print(f"\nmissed: {', '.join(missed) or 'none'}")
     return 1 if missed else 0
 
 

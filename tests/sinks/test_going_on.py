@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from smdtrack.sinks.mlflow import MLflowSink
 from smdtrack.sinks.protocol import Sink
 from smdtrack.sinks.wandb import WandbSink
 from smdtrack.sinks.writer import Writer
+from tests.said import collected_notices
 from tests.sinks.synthetic import make_info, make_samples
 from tests.sinks.test_wandb import records
 
@@ -115,10 +115,9 @@ def test_an_mlflow_run_that_is_gone_is_said_and_the_new_one_has_the_whole_curve(
     if how == "deleted":
         first._client.delete_run(first.where()["run_id"])
     second = MLflowSink() if how == "deleted" else MLflowSink(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with collected_notices() as caught:
         written(going_on(info, samples[19]), second, samples[20:])
-    assert sum("goes on in a new MLflow run" in str(warning.message) for warning in caught) == 1
+    assert sum("goes on in a new MLflow run" in message for message in caught) == 1
     assert second.where()["run_id"] != first.where()["run_id"]
     assert [step for step, _ in histories(second)[f"angle/{LAYER}"]] == [sample.step for sample in samples]
     assert_no_step_twice(second)

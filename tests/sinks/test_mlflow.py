@@ -16,6 +16,7 @@ import pytest
 
 from smdtrack.record.run import Point, RunInfo, Sample
 from smdtrack.sinks.mlflow import MLflowSink, safe_key
+from tests.said import collected_notices
 from tests.sinks.mlflow_server import free_port
 from tests.sinks.synthetic import make_info, make_points, make_samples, make_summary
 
@@ -139,6 +140,7 @@ import sys
 from pathlib import Path
 from smdtrack.sinks.mlflow import MLflowSink
 from tests.sinks.synthetic import make_info
+from tests.said import collected_notices
 sink = MLflowSink()
 sink.bind()
 assert "mlflow" not in sys.modules
@@ -359,7 +361,6 @@ def test_summary_is_a_table_once(store: str, info: RunInfo, samples: list[Sample
 def test_a_view_that_fails_is_a_warning_and_metrics_go_on(
     store: str, info: RunInfo, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from smdtrack.notices import SmdtrackWarning
 
     sink = MLflowSink(store)
     sink.bind()
@@ -369,7 +370,7 @@ def test_a_view_that_fails_is_a_warning_and_metrics_go_on(
         raise OSError("tags are off\nhere")
 
     monkeypatch.setattr(sink._client, "set_experiment_tag", refuse)
-    with pytest.warns(SmdtrackWarning, match="the saved MLflow view could not be written.*: tags are off$"):
+    with collected_notices(match="the saved MLflow view could not be written.*: tags are off$"):
         sink.start(info)
     sink.write(make_points(info, samples))
     assert_complete(sink, info, samples)

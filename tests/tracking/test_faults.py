@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import smdtrack
+from smdtrack.notices import notify
 from smdtrack.record import read_run
 from smdtrack.record.store import LocalStore
 from smdtrack.sinks import writer as writer_module
@@ -22,6 +23,7 @@ from smdtrack.tracking.attach.tracker import Tracker
 from smdtrack.tracking.interpret.sample_builder import SampleBuilder
 from smdtrack.tracking.measure import backends
 from smdtrack.tracking.measure.probe import Probe
+from tests.said import collected_notices
 from tests.tracking.test_tracker import sgd, tiny, train
 from tests.tracking.witness import assert_same_bits, everything, seed_everything
 
@@ -63,14 +65,13 @@ def final(watched: bool, **options: Any) -> tuple[dict[str, Any], list[str], Tra
     model = tiny()
     optimizer = sgd(model)
     tracker = None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with collected_notices() as caught:
         if watched:
             tracker = smdtrack.watch(model, optimizer, **{"every": 1, "sinks": ["local"], **options})
         train(model, optimizer, STEPS)
         if tracker is not None:
             tracker.finish()
-    said = [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
+    said = list(caught)
     return everything(model, [optimizer]), said, tracker
 
 
@@ -191,8 +192,7 @@ def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> N
         seed_everything(4)
         model = tiny()
         optimizer = sgd(model)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with collected_notices() as caught:
             tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
             train(model, optimizer, 3)
             optimizer.state_dict()
@@ -200,7 +200,7 @@ def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> N
             if tracker is not None:
                 tracker.finish()
                 assert read_run(tracker.folder).steps.tolist() == [1, 2, 3, 4, 5, 6]
-        return everything(model, [optimizer]), [str(warning.message) for warning in caught]
+        return everything(model, [optimizer]), list(caught)
 
     (without, _), (with_fault, messages) = final_with_a_checkpoint(False), final_with_a_checkpoint(True)
     assert_same_bits(without, with_fault)
@@ -272,8 +272,7 @@ def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
         seed_everything(4)
         model = tiny()
         optimizer = Sparse(model.parameters(), lr=0.1)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with collected_notices() as caught:
             tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
             for _ in range(3):
                 torch.nn.functional.cross_entropy(model(torch.randn(8, 3, 12, 12)), torch.zeros(8).long()).backward()
@@ -282,29 +281,27 @@ def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
                 optimizer.zero_grad(set_to_none=True)
             if tracker is not None:
                 tracker.finish()
-        return everything(model, [optimizer]), [str(w.message) for w in caught]
+        return everything(model, [optimizer]), list(caught)
 
     (without, _), (with_smdtrack, messages) = ending(False), ending(True)
     assert_same_bits(without, with_smdtrack)
     assert sum("measuring stopped" in message for message in messages) == 1
 
 
-@pytest.mark.parametrize("action", ["always", "error"])
-def test_a_stderr_that_is_closed(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stderr_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Probe, "begin", raising)
     stream = io.StringIO()
     stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
-    ends = []
-    for watched in (False, True):
-        seed_everything(4)
-        model = tiny()
-        optimizer = sgd(model)
-        with warnings.catch_warnings():
+    without, _, _ = final(watched=False)
+    with_fault, said, _ = final(watched=True)
+    assert_same_bits(without, with_fault)
+    assert said == ["measuring stopped at step 1 (Broken: injected); training goes on"]
+
+
+def test_a_script_s_warning_filters_do_not_touch_notices(capsys: pytest.CaptureFixture[str]) -> None:
+    for action in ("ignore", "error"):
+        with warnings.catch_warnings(), collected_notices():
             warnings.simplefilter(action)  # type: ignore[arg-type]
-            tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
-            train(model, optimizer, 3)
-            if tracker is not None:
-                tracker.finish()
-        ends.append(everything(model, [optimizer]))
-    assert_same_bits(*ends)
+            notify("something could not be done")
+        assert capsys.readouterr().err == "smdtrack: something could not be done\n"

@@ -1,0 +1,95 @@
+"""The weight decay, or the learning rate, under which a recipe has a wanted angular update."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from smdtrack.notices import SmdtrackError
+from smdtrack.planning.lr_schedule import line_at_peak
+from smdtrack.planning.recipe import Recipe
+from smdtrack.theory.line import Line
+
+#: Relative error at which the search ends. Settings are rounded to four digits afterwards.
+_TOLERANCE = 1e-9
+_MOST_ITERATIONS = 60
+#: Where the search begins if the recipe has no weight decay of its own.
+_FIRST_WEIGHT_DECAY = 1e-4
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A recipe with a wanted angle.
+
+    Attributes:
+        recipe: with the setting changed.
+        line: of that recipe; its angular update is the wanted one.
+        setting: which of the recipe's settings was changed.
+    """
+
+    recipe: Recipe
+    line: Line
+    setting: Literal["lr", "weight_decay"]
+
+
+def solve_for_angle(recipe: Recipe, angle: float, shape: tuple[int, ...]) -> Solution:
+    """Returns the recipe with the weight decay that gives an angular update at its learning rate.
+
+    Under a trust ratio (LAMB, LARS) the angle depends on the learning rate alone, so that is changed instead.
+
+    The squared angle is proportional to the weight decay, up to terms of higher order. The search multiplies the
+    setting by the ratio that would be right without them, until the recipe predicts the wanted angle.
+
+    Args:
+        recipe: all other settings.
+        angle: wanted angular update, radian per step at the largest learning rate.
+        shape: of the weight.
+
+    Raises:
+        SmdtrackError: The optimizer has no equilibrium line, or the angle is out of its reach.
+    """
+    setting: Literal["lr", "weight_decay"] = "weight_decay"
+    current = recipe if recipe.weight_decay > 0 else replace(recipe, weight_decay=_FIRST_WEIGHT_DECAY)
+    line = line_at_peak(current, shape)
+    if not line.angular_update:
+        # The recipe's own decay may be too strong for a line. A weak one tells whether there is any.
+        current = replace(current, weight_decay=_FIRST_WEIGHT_DECAY)
+        line = line_at_peak(current, shape)
+    if not line.angular_update:
+        raise SmdtrackError(f"{recipe.opt} has no equilibrium angle: {line.reason or 'its line is not known'}")
+    if line.trust is not None:
+        setting = "lr"
+    exponent = 1 if setting == "lr" else 2
+    for _ in range(_MOST_ITERATIONS):
+        ratio = angle / line.angular_update
+        if abs(ratio - 1) < _TOLERANCE:
+            return _rounded(current, setting, angle, shape)
+        value = (current.lr if setting == "lr" else current.weight_decay) * ratio**exponent
+        if not math.isfinite(value) or value <= 0:
+            break
+        current = (
+            replace(current, min_lr=min(current.min_lr, value), lr=value)
+            if setting == "lr"
+            else replace(current, weight_decay=value)
+        )
+        line = line_at_peak(current, shape)
+        if not line.angular_update:
+            break
+    raise SmdtrackError(
+        f"an angle of {angle:.4g} rad per step is out of reach for {recipe.opt}: "
+        f"{line.reason or 'no setting predicts it'}"
+    )
+
+
+def _rounded(recipe: Recipe, setting: Literal["lr", "weight_decay"], angle: float, shape: tuple[int, ...]) -> Solution:
+    """Rounds the setting to four digits, to be written down, and checks that it still predicts the angle."""
+    value = round_to_digits(getattr(recipe, setting))
+    rounded = replace(recipe, lr=value) if setting == "lr" else replace(recipe, weight_decay=value)
+    line = line_at_peak(rounded, shape)
+    if not line.angular_update or abs(line.angular_update / angle - 1) > 1e-3:
+        raise SmdtrackError(f"an angle of {angle:.4g} rad per step is out of reach for {recipe.opt}")
+    return Solution(rounded, line, setting)
+
+
+def round_to_digits(value: float, digits: int = 4) -> float:
+    """Returns a number rounded to significant digits."""
+    return float(f"{value:.{digits - 1}e}")
