@@ -75,6 +75,16 @@ def chart_plans(runs: Sequence[Run]) -> list[ChartPlan]:
         )
         for lag in lags
     ]
+    plans += [
+        ChartPlan(
+            f"Turning efficiency over {lag} steps",
+            1,
+            "",
+            ((f"efficiency_k{lag}", "solid", "angle over that of uncorrelated steps"),),
+            logarithmic=False,
+        )
+        for lag in lags
+    ]
     return [plan for plan in plans if any(family in families for family, _, _ in plan.curves)]
 
 

@@ -33,7 +33,7 @@ def test_numbers_against_the_formulas(facts):
         assert change.effective_grad_change == pytest.approx(1, rel=1e-9)
         assert change.decay_change == pytest.approx((0.2 * 1e-2 / 0.2) / (0.1 * 5e-3 / 0.1), rel=1e-9)
         assert change.growth_change == pytest.approx(change.decay_change, rel=0.01)
-        assert change.memory_change is None
+        assert change.memory_change == 1
         assert change.settled == (True, True)
 
 
