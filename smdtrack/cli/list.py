@@ -1,6 +1,5 @@
 """`smdtrack list`: the local runs, newest first."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smdtrack.cli._runs import as_json as dump
 from smdtrack.notices import SmdtrackError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def command(folder: Path, as_json: bool) -> None:
         raise SmdtrackError(f"there is no folder {folder}; `smdtrack run` makes it, or give another with --folder")
     heads = _counted(run_heads(folder))
     if as_json:
-        click.echo(json.dumps([_document(head) for head in heads], indent=2))
+        click.echo(dump([_document(head) for head in heads]))
         return
     if not heads:
         click.echo(f"no runs in {folder}")
