@@ -28,6 +28,8 @@ class WeightChange:
         angle_eq_change: Of the equilibrium line: what theory predicts once both runs are in equilibrium.
         agreement: `angle_change / angle_pred_change`; with the equilibrium line where there is no other.
         excess: `angle_change / angle_eq_change`.
+        growth_change, decay_change: Of the two forces on the squared norm: growth by the updates, shrinking by decay.
+        memory_change: Of the measured memory of the updates.
         error: Relative standard error of `angle_change`, from sampling only some of the steps.
         settled: Whether the weight is in equilibrium: in the baseline, in the run.
     """
@@ -45,6 +47,9 @@ class WeightChange:
     norm_change: float | None
     norm_eq_change: float | None
     effective_grad_change: float | None
+    growth_change: float | None
+    decay_change: float | None
+    memory_change: float | None
     travel_change: float | None
     settled: tuple[bool | None, bool | None]
 
@@ -148,6 +153,11 @@ def _weight_change(baseline: RunFacts, run: RunFacts, before: WeightSummary, aft
     angle = _over(after.angle, before.angle)
     pred = _over(after.angle_pred, before.angle_pred)
     line = _over(after.angle_eq, before.angle_eq)
+
+    def changed(family: str) -> float | None:
+        values = (facts.window.get(family, {}).get(before.key) for facts in (run, baseline))
+        return _over(*values)
+
     travels = (baseline.travel.get(before.key), run.travel.get(after.key))
     return WeightChange(
         key=before.key,
@@ -162,7 +172,10 @@ def _weight_change(baseline: RunFacts, run: RunFacts, before: WeightSummary, aft
         time_constant_change=_over(after.time_constant, before.time_constant),
         norm_change=_over(after.norm, before.norm),
         norm_eq_change=_over(after.norm_eq, before.norm_eq),
-        effective_grad_change=_over(run.gradients.get(after.key), baseline.gradients.get(before.key)),
+        effective_grad_change=changed("effective_grad"),
+        growth_change=changed("growth"),
+        decay_change=changed("decay"),
+        memory_change=changed("memory"),
         travel_change=_over(*(travel.turned if travel else None for travel in reversed(travels))),
         settled=(is_settled(before), is_settled(after)),
     )
@@ -192,6 +205,9 @@ QUANTITIES = (
     "norm_eq_change",
     "time_constant_change",
     "effective_grad_change",
+    "growth_change",
+    "decay_change",
+    "memory_change",
     "travel_change",
 )
 

@@ -31,6 +31,9 @@ def test_numbers_against_the_formulas(facts):
         assert change.norm_eq_change == pytest.approx((2 / 2 * 5 / 10) ** 0.25, rel=1e-12)
         assert change.time_constant_change == pytest.approx((0.2 / 4) / 0.1, rel=1e-12)
         assert change.effective_grad_change == pytest.approx(1, rel=1e-9)
+        assert change.decay_change == pytest.approx((0.2 * 1e-2 / 0.2) / (0.1 * 5e-3 / 0.1), rel=1e-9)
+        assert change.growth_change == pytest.approx(change.decay_change, rel=0.01)
+        assert change.memory_change == 1
         assert change.settled == (True, True)
 
 
