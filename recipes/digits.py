@@ -1,6 +1,7 @@
-"""Scikit-learn's handwritten digits as an image folder: real images with no download.
+"""Writes scikit-learn's handwritten digits as a folder of images: real images without a download.
 
-1797 grey images of 8x8 pixels in 10 classes, from the UCI "Optical Recognition of Handwritten Digits" set.
+The set has 1797 grey images of 8x8 pixels in 10 classes. It comes from the UCI data set "Optical Recognition of
+Handwritten Digits" and is part of scikit-learn.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import numpy as np
 from PIL import Image
 
 IMAGES = 1797
-VALIDATION_EVERY = 5  # of each class, in the data set's own order, every fifth image is held out
+VALIDATION_EVERY = 5  # every fifth image of each class, in the order of the data set, is held out
 
 
 def cache_folder() -> Path:
-    """Where the image folder lives: under `$XDG_CACHE_HOME`, or `~/.cache` where that is unset."""
+    """Returns the path of the image folder: under `$XDG_CACHE_HOME`, or under `~/.cache` if that is not set."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "smdtrack-recipes" / "digits-v1"
 
 
 def digits_folder() -> Path:
-    """The digits as `train/<class>/*.png` and `validation/<class>/*.png`, written on the first call.
+    """Returns the folder with `train/<class>/*.png` and `validation/<class>/*.png`; the first call writes it.
 
-    The folder is written under another name and renamed when it is complete, so that several processes may ask for
-    it at once and none reads half of it.
+    The images are written to a temporary folder, which is renamed when it is complete. So several processes may call
+    this at once, and none of them reads a half-written folder.
     """
     folder = cache_folder()
     if folder.is_dir():
@@ -39,7 +40,7 @@ def digits_folder() -> Path:
         unfinished.chmod(0o755)
         unfinished.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was first, with the same images
+        if not folder.is_dir():  # if it exists now, another process has written the same images
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -50,7 +51,7 @@ def _write(folder: Path) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # Grey levels 0..16 stretched to 0..255; rounding back gives the original values.
+    # Grey levels 0 to 16 become 0 to 255. Scaling back and rounding gives the original values.
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     seen = dict.fromkeys(range(10), 0)
     for index, (image, label) in enumerate(zip(pixels, digits.target.tolist(), strict=True)):

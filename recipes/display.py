@@ -1,4 +1,4 @@
-"""What a training run shows: a line per epoch, and on a terminal a progress bar below them."""
+"""Shows the progress of a training: one line per epoch, and a progress bar if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class Display:
-    """Shows one run. The bar goes to stderr and only to a terminal; the lines go to stdout."""
+    """Shows one run. The lines go to stdout. The bar goes to stderr, and only to a terminal."""
 
     def __init__(self, epochs: int, batches: int, first_epoch: int = 0, enabled: bool = True) -> None:
         self.enabled = enabled
@@ -38,12 +38,15 @@ class Display:
 
     @property
     def is_live(self) -> bool:
+        """Whether there is a progress bar."""
         return not self.bar.disable
 
     def advance(self) -> None:
+        """Moves the bar on by one batch."""
         self.bar.advance(self.task)
 
     def show(self, epoch: int, loss: float, lr: float) -> None:
+        """Writes the epoch, the loss and the learning rate beside the bar."""
         self.bar.update(
             self.task,
             description=f"epoch {epoch + 1}/{self.epochs}",
@@ -51,6 +54,7 @@ class Display:
         )
 
     def end_epoch(self, epoch: int, train: dict[str, float], held_out: dict[str, float] | None, lr: float) -> None:
+        """Prints the line of an epoch."""
         if not self.enabled:
             return
         self.accuracy = f"  accuracy {held_out['top1']:.2f} %" if held_out else ""

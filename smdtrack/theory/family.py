@@ -148,7 +148,12 @@ class Family:
             return None
         if not self._info.is_coupled(self._optimizer, group):
             return None
-        return decay_pulls(self._info.denominators, parameters, states, group)
+        return decay_pulls(
+            self._info.denominators, parameters, states, group, self._own_share(group), self._info.eps_power
+        )
+
+    def _own_share(self, group: Mapping[str, Any]) -> float:
+        return self._info.own_share(group, self._step) if self._info.own_share is not None else 0.0
 
     def _note_step(self, step: Any) -> None:
         if isinstance(step, Tensor):
@@ -195,6 +200,7 @@ class Family:
         coupled = self._info.is_coupled(self._optimizer, plain)
         settings = GroupSettings(plain, tuple(shape), self._optimizer, self.name, coupled, calibrate, self._step)
         try:
+            settings = replace(settings, own_share=self._own_share(plain) if coupled else 0.0)
             dynamics = _completed(self._info.rule(settings), self._info)
             if self._info.calibrate_if_cautious and settings.flag("caution"):
                 dynamics = cautious(dynamics, settings)

@@ -92,9 +92,10 @@ def main():
                     totals[method]["true" if tensor in found else "missed"] += 1
                 elif tensor in found:
                     totals[method][f"false ({verdict})"] += 1
-    print(f"{count} models, {sum(truths.values())} tensors: {dict(truths)}\n")
+    print(f"{count} models, {sum(truths.values())} tensors; verdicts of the independent test: {dict(truths)}\n")
     columns = ("true", "missed", "false (sensitive)", "false (unused)", "false (degenerate)")
-    print(f"| evidence | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    titles = ("found", "missed", "invented: sensitive", "invented: unused", "invented: degenerate")
+    print(f"| evidence | {' | '.join(titles)} |\n|---|{'---|' * len(columns)}")
     for method, counts in totals.items():
         print(f"| {method} | {' | '.join(str(counts[column]) for column in columns)} |")
 

@@ -59,8 +59,8 @@ def _peak():
 
 def main():
     print(f"one training step: batch {BATCH}, {PIXELS} px, float32, SGD with momentum\n")
-    headings = "model | parameters | audited at | CPU time | limit | / training step | bytes per parameter"
-    print(f"| {headings} | / step's memory |")
+    headings = "model | parameters | input | CPU time | limit | time / training step | bytes per parameter"
+    print(f"| {headings} | peak memory / training step |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in sys.argv[1:] or LIMITS:
         seen = measured(name)

@@ -1,16 +1,16 @@
-"""Measured over line on a real network: the digits recipe under seven optimizers, each weight, RMS over the last third.
+"""Measured / line on a real network: the digits recipe under seven optimizers, RMS over the last third of the run.
 
     python -m tests.benchmarks.real_network            prints the README's table; about two minutes a row
     python -m tests.benchmarks.real_network lion muon  only these
 
-Each row is `smdtrack run --every 1 recipes/train.py` as a user types it; the figures come from the local record. Every
-step is measured, for a table about the lines: gradients come in bursts here, and a third of a run sampled at every
-fifth step (132 samples) scatters by 1 to 2 %, by 4 % for the smallest weight.
+Each row is `smdtrack run --every 1 recipes/train.py` in a process of its own; the figures come from the local record.
+Every step is measured. Gradients come in bursts here, so the last third of a run sampled at every fifth step (132
+samples) scatters by 1 to 2 %, and by 4 % for the smallest weight.
 
-The lines of most optimizers take gradients for uncorrelated in time. The last column tests just that, without any use
-of norms or weight decay: the angle over 64 steps against the one that white gradients would have made of the measured
-angle of single steps (`Line.lag_angle` says how). Off 1, the gradients are correlated, and such a line need not hold;
-the lines of SGD with momentum and of timm's `sgd` hold all the same.
+The lines of most optimizers assume that gradients of different steps are uncorrelated. The last column tests only that,
+without norms or weight decay: it is the measured angle over 64 steps, divided by the angle that uncorrelated gradients
+would have produced from the measured angle of single steps (`Line.lag_angle` has the formula). If it is not 1, the
+gradients are correlated, and such a line need not hold. The lines of SGD with momentum and of timm's `sgd` still hold.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from smdtrack.theory import identify
 
 LAG = 64
 RECIPES = Path(__file__).parents[2] / "recipes"
-# Rates and decays of the recipes; Lion's and Muon's give AdamW's decay rate, lr wd = .002: a time constant of 250 steps
+# Learning rates and weight decays of the recipes. For Lion and Muon lr * wd is AdamW's, 0.002.
 SETTINGS: dict[str, tuple[str, list[str]]] = {
     "momentum": ("digits_momentum.yaml", []),
     "sgd": ("digits_sgd.yaml", []),
@@ -52,7 +52,7 @@ def main() -> None:
         parser.error(f"no settings for {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}")
     print(
         "| optimizer | kind of line | measured / drift-corrected | median | measured / equilibrium | accuracy "
-        f"| over {LAG} steps, measured / white |"
+        f"| over {LAG} steps: measured / uncorrelated gradients |"
     )
     print("|---|---|---|---|---|---|---|")
     for name in options.optimizers:
@@ -88,7 +88,7 @@ def row(name: str, every: str, folder: Path) -> str:
 
 
 def measured_over_white(run: Run, args_file: Path) -> np.ndarray:
-    """The angle over 64 steps over that under white gradients, per weight, RMS over the last third."""
+    """Returns, per weight, the angle over 64 steps / that under uncorrelated gradients, RMS over the last third."""
     recipe, _ = read_recipe(str(args_file))
     start = 2 * len(run.steps) // 3
     found = []

@@ -76,22 +76,22 @@ def seconds_of_calibration(name: str, shape: tuple[int, ...]) -> float:
 def main() -> int:
     """Prints both tables; returns 1 if an unchanged line takes more than 50 us or a calibration more than 10 s."""
     torch.set_num_threads(1)
-    print(f"microseconds of one line; bound when still: {BOUND * 1e6:.0f}")
-    print(f"{'optimizer':10s} {'still':>9s} {'new lr':>9s} {'new state':>9s}")
+    print(f"microseconds per line; limit for unchanged hyper-parameters: {BOUND * 1e6:.0f}")
+    print(f"{'optimizer':10s} {'unchanged':>9s} {'new lr':>9s} {'new state':>9s}")
     worst = 0.0
     for name in NAMES:
         times = seconds_per_line(name)
         worst = max(worst, times[0])
         print(f"{name:10s} " + " ".join(f"{value * 1e6:9.1f}" for value in times))
-    print(f"worst / bound = {worst / BOUND:.2f}\n")
-    print(f"seconds of a calibration; bound: {CALIBRATION_BOUND:.0f}")
+    print(f"slowest / limit = {worst / BOUND:.2f}\n")
+    print(f"seconds per calibration; limit: {CALIBRATION_BOUND:.0f}")
     longest = 0.0
     for name, shapes in CALIBRATED.items():
         for shape in shapes:
             seconds = seconds_of_calibration(name, shape)
             longest = max(longest, seconds)
             print(f"{name:10s} {'x'.join(map(str, shape)):12s} {seconds:6.2f}", flush=True)
-    print(f"worst / bound = {longest / CALIBRATION_BOUND:.2f}")
+    print(f"slowest / limit = {longest / CALIBRATION_BOUND:.2f}")
     return 1 if worst > BOUND or longest > CALIBRATION_BOUND else 0
 
 

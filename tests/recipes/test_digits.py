@@ -1,4 +1,4 @@
-"""The digits as an image folder: complete, right, written once, by whoever comes first."""
+"""The image folder of the digits has the right images, is written once, and several processes may ask for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line and the YAML of the recipe: timm's names, and values read alike from both."""
+"""The options have timm's names, and a value in the YAML is read as on the command line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_option_is_one_of_timms() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_understood(recipe: str) -> None:
-    from options import parse
+    from config import parse
 
     args, _ = parse(["--config", str(RECIPES / recipe)])
     settings = yaml.safe_load((RECIPES / recipe).read_text())
@@ -66,7 +66,7 @@ def test_every_recipe_is_understood(recipe: str) -> None:
 
 
 def test_yaml_and_command_line_read_values_alike(tmp_path: Path) -> None:
-    from options import parse
+    from config import parse
 
     config = tmp_path / "recipe.yaml"
     config.write_text(
@@ -86,7 +86,7 @@ def test_yaml_and_command_line_read_values_alike(tmp_path: Path) -> None:
 
 
 def test_the_command_line_wins_over_the_yaml(tmp_path: Path) -> None:
-    from options import parse
+    from config import parse
 
     (tmp_path / "recipe.yaml").write_text("lr: 1\nepochs: 7\n")
     args, _ = parse(["--lr", "2", "--config", str(tmp_path / "recipe.yaml")])
@@ -94,7 +94,7 @@ def test_the_command_line_wins_over_the_yaml(tmp_path: Path) -> None:
 
 
 def test_the_written_options_give_the_same_options_again(tmp_path: Path) -> None:
-    from options import parse
+    from config import parse
 
     args, text = parse(["--opt-betas", "0.9", "0.99", "--amp", "--model-kwargs", "drop_rate=0.1", "--dist-bn", ""])
     (tmp_path / "args.yaml").write_text(text)
@@ -103,7 +103,7 @@ def test_the_written_options_give_the_same_options_again(tmp_path: Path) -> None
 
 
 def test_help_shows_an_example_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    from options import parse
+    from config import parse
 
     with pytest.raises(SystemExit) as ended:
         parse(["--help"])

@@ -1,4 +1,4 @@
-"""The promise of the README on real trainings: `smdtrack run` on each recipe, as a user types it, start to end."""
+"""`smdtrack run` on each digits recipe, from start to end: the measured angles agree with the predicted ones."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def trained(recipe: str, folder: Path):
     """Runs a recipe in a fresh folder; returns the run read back, the held-out accuracy in percent, and stderr.
 
-    Every step is measured. Gradients come in bursts on this small data set, so that 132 samples, every fifth step of
-    the last third, scatter by up to 4 % for the smallest weight, and by which depends on the processor's rounding.
+    Every step is measured. With every fifth step the last third would have 132 samples. Gradients come in bursts on
+    this small data set, so these would scatter by up to 4 % for the smallest weight, differently on each processor.
     """
     result = subprocess.run(
         [
@@ -38,13 +38,13 @@ def trained(recipe: str, folder: Path):
 
 
 def ratios(run, line: str) -> np.ndarray:
-    """Measured over line per weight, RMS over the last third, of the recorded series (not the summary)."""
+    """Returns measured / line per weight, RMS over the last third, from the recorded series and not the summary."""
     last = run.steps > run.steps[-1] * 2 / 3
     return np.sqrt((run.values["angle"][last] ** 2).mean(0) / (run.values[line][last] ** 2).mean(0))
 
 
 def drift_corrected_ratios(run, memory: float | np.ndarray) -> np.ndarray:
-    """The same against the line at the rate at which the norm changed over the window, R put in by hand."""
+    """Returns the same for the drift-corrected line, computed here with the memory factor R that is given."""
     last = run.steps > run.steps[-1] * 2 / 3
     steps, norms = run.steps[last], run.values["norm"][last]
     drift = 2 * np.log(norms[-1] / norms[0]) / (steps[-1] - steps[0])
@@ -67,7 +67,7 @@ def test_every_weight_turns_as_theory_predicts(tmp_path, recipe, equilibrium_lin
     assert accuracy > 95
     last = run.steps > run.steps[-1] * 2 / 3
     if equilibrium_line is None:
-        # Nesterov's memory is read from the momentum buffer; 2 gamma / angle_eq^2 is what was read, 14.16 if white.
+        # Nesterov's R is read from the momentum buffer: 2 gamma / angle_eq^2. It is 14.16 for uncorrelated gradients.
         memory = 2 * (0.1 * 3e-3 / 0.1) / (run.values["angle_eq"][last] ** 2).mean(0)
         np.testing.assert_allclose(memory, 14.16, rtol=0.15)
     else:

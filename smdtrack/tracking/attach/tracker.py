@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from smdtrack.optimizers import inner_optimizer, parameters_of
+from smdtrack.optimizers import cycle_of, inner_optimizer, parameters_of
 from smdtrack.record.checkpoints import Checkpoint
 from smdtrack.record.summary import Summary
 from smdtrack.sinks import make_sinks
@@ -89,7 +89,7 @@ near 0 while the weights are scale-invariant |
         self._norms = [None if norm is None else weakref.ref(norm) for norm in selection.norms]
         self._weights_alive = len(selection.parameters)
         self._weight_references = [weakref.ref(weight, self._weight_freed) for weight in selection.parameters]
-        self._steps = TrainingSteps(options.schedule(), self._recording)
+        self._steps = TrainingSteps(options.schedule(cycle_of(optimizer)), self._recording)
         self._samplers: list[StepSampler] = []
         self._checkpoints: CheckpointListener | None = None
         self._state_was_loaded = False

@@ -12,6 +12,21 @@ from smdtrack.tracking.measure.table import Reading
 
 
 @dataclass(frozen=True)
+class LagReading:
+    """What was measured over a window of several steps.
+
+    Attributes:
+        first_step: The first step of the window.
+        last_step: The last step of the window.
+        reading: Sums over each weight and its change over the whole window.
+    """
+
+    first_step: int
+    last_step: int
+    reading: Reading
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What was measured at one sampled step, and what is needed to interpret it.
 
@@ -28,7 +43,7 @@ class Measurement:
             weights than those before the step.
         norm_in_eval_mode: Per weight, whether the batch norm that makes it invariant was in eval mode.
         skipped: On the device, 1 where a fused step was skipped because of an overflow; empty where that cannot happen.
-        lags: Per number of steps K, the reading over the K steps of a window that ended since the last sample.
+        lags: Per number of steps K, the reading of a window of K steps that ended since the last sample.
     """
 
     step: int
@@ -42,7 +57,7 @@ class Measurement:
     has_gradients_of_the_step: bool = True
     norm_in_eval_mode: Sequence[bool] = ()
     skipped: Sequence[torch.Tensor] = ()
-    lags: Mapping[int, Reading] = field(default_factory=dict)
+    lags: Mapping[int, LagReading] = field(default_factory=dict)
 
 
 def merged(measurements: Sequence[Measurement]) -> Measurement:
@@ -76,7 +91,7 @@ def merged(measurements: Sequence[Measurement]) -> Measurement:
         norm_in_eval_mode=in_eval_mode,
         skipped=[skipped for measurement in measurements for skipped in measurement.skipped],
         lags={
-            lag: _merged_readings([measurement.lags[lag] for measurement in measurements if lag in measurement.lags])
+            lag: _merged_windows([measurement.lags[lag] for measurement in measurements if lag in measurement.lags])
             for lag in dict.fromkeys(lag for measurement in measurements for lag in measurement.lags)
         },
     )
@@ -84,3 +99,7 @@ def merged(measurements: Sequence[Measurement]) -> Measurement:
 
 def _merged_readings(readings: Sequence[Reading]) -> Reading:
     return Reading([part for reading in readings for part in reading.parts], readings[0].width)
+
+
+def _merged_windows(windows: Sequence[LagReading]) -> LagReading:
+    return replace(windows[0], reading=_merged_readings([window.reading for window in windows]))
