@@ -13,6 +13,14 @@ class SmdtrackError(ValueError):
     """Wrong input. The message is one line that repeats the input and names what is accepted."""
 
 
+class WrongOptionError(SmdtrackError):
+    """An option cannot be met, which is known only once the script has made its model: a glob that matches nothing."""
+
+
+class InterruptedRunError(BaseException):
+    """A tracked script was ended by Ctrl-C. The process ends as Python does then, after its `atexit` handlers."""
+
+
 def notify(message: str) -> None:
     """Prints a notice, one line, to stderr: something that smdtrack could not do, while the training goes on.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from smdtrack.notices import SmdtrackError, notify, reason_of
+from smdtrack.notices import SmdtrackError, WrongOptionError, notify, reason_of
 from smdtrack.optimizers import parameters_of
 from smdtrack.tracking.attach.input_capture import InputCapture
 from smdtrack.tracking.attach.model_discovery import Discovery, models_of, other_optimizers
@@ -19,7 +19,7 @@ from smdtrack.tracking.attach.resume import TrainingState, training_state
 from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
 from smdtrack.tracking.attach.tracker import Tracker
 from smdtrack.tracking.attach.watch import select, start
-from smdtrack.tracking.attach.weight_selection import Selection, UnmatchedGlobError, joined
+from smdtrack.tracking.attach.weight_selection import Selection, joined
 from smdtrack.tracking.measure.sharding import is_dtensor
 
 #: Called when a tracker has begun, to tell the user.
@@ -50,12 +50,16 @@ class Instrumentation:
         trackers: All trackers that were made.
         optimizers: Number of optimizers that made a step.
         failures: Why optimizers are not tracked.
+        wrong_option: Why the options cannot be met; the script was ended before its first step.
+        is_recording_process: False in a process of a distributed training that is not of rank 0.
     """
 
     def __init__(self, options: Options, announce: Announce | None = None) -> None:
         self.trackers: list[Tracker] = []
         self.optimizers = 0
         self.failures: list[str] = []
+        self.wrong_option: str | None = None
+        self.is_recording_process = True
         self.ended = False
         self._options = options
         self._announce = announce
@@ -90,9 +94,19 @@ class Instrumentation:
                 self.optimizers += 1
             if rank() != 0 and not any(is_dtensor(parameter) for parameter in parameters_of(optimizer)):
                 self._known[optimizer] = None
+                self.is_recording_process = False
                 return
+            self.is_recording_process = rank() == 0
             if not self._joins(optimizer, has_closure):
                 self._begin(optimizer, known, has_closure)
+        except WrongOptionError as error:
+            if self.trackers or self.failures:
+                self._fail(optimizer, reason_of(error))
+            else:
+                # Nothing has been trained yet: the user can correct the option now instead of after the training.
+                self.wrong_option = str(error)
+                self._known[optimizer] = None
+                raise SystemExit(2) from None
         except Exception as error:
             self._fail(optimizer, reason_of(error))
 
@@ -185,7 +199,7 @@ class Instrumentation:
     def _first_that_runs(self, candidates: list[nn.Module], optimizer: Optimizer) -> Selection | InputCapture:
         try:
             return self._select(candidates[0], optimizer)
-        except UnmatchedGlobError:
+        except WrongOptionError:
             raise
         except SmdtrackError as error:
             if len(candidates) == 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import WrongOptionError
 from smdtrack.optimizers import numbers_of
 from smdtrack.record.reader import read_run, read_sinks
 from smdtrack.record.run import Earlier, RunInfo, TrackedWeight
@@ -42,7 +42,7 @@ def describe_run(optimizers: Sequence[Optimizer], selection: Selection, options:
     there, here = [weight.name for weight in run.info.weights], [weight.name for weight in weights]
     if there != here:
         other = next((name for name in [*there, *here] if (name in there) != (name in here)), "their order")
-        raise SmdtrackError(f"cannot continue {options.resume_run}: it tracks other weights ({other})")
+        raise WrongOptionError(f"cannot continue {options.resume_run}: it tracks other weights ({other})")
     earlier = Earlier(int(run.steps[-1]) if len(run.steps) else 0, read_sinks(run.info.folder))
     return RunInfo(run.info.id, run.info.name, run.info.folder, run.info.created, weights, params, earlier=earlier)
 
@@ -91,7 +91,7 @@ def _params(
         "line_source": "; ".join(sorted({weight.line_source for weight in weights if weight.line_source})),
         "weights_tracked": len(held),
         "share_of_parameters": round(selection.share_of_parameters, 4),
-        **options.params,
+        **{key: str(value) if isinstance(value, Path) else value for key, value in options.params.items()},
     }
 
 

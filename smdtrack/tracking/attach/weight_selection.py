@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from smdtrack.invariance import Audit, audit
 from smdtrack.names import canonical_name, selected, short_weight_name, unmatched_globs
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import WrongOptionError
 from smdtrack.optimizers import parameters_of
 from smdtrack.tracking.attach.model_discovery import held_by_others, other_optimizers
 from smdtrack.tracking.attach.sharded_audit import audit_sharded, is_sharded
@@ -18,10 +18,6 @@ from smdtrack.tracking.attach.sharded_audit import audit_sharded, is_sharded
 #: Largest |cos| between weight and gradient that counts as orthogonal, measured by the audit with batch norm's eps
 #: removed. The smallest one observed for a weight that is not invariant was 1.5e-4.
 _ORTHOGONAL = 1e-5
-
-
-class UnmatchedGlobError(SmdtrackError):
-    """A glob matches no scale-invariant weight."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def select_weights(
     for option, globs in (("include", include), ("exclude", exclude)):
         for glob in unmatched_globs(globs, names) if names else ():
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise UnmatchedGlobError(f"{option} {glob!r} matches no scale-invariant weight; there are {shown}")
+            raise WrongOptionError(f"{option} {glob!r} matches no scale-invariant weight; there are {shown}")
     kept = [(chosen, parameter) for chosen, parameter in found if selected(chosen.name, include, exclude)]
     others = [] if leave_to_others else other_optimizers(optimizer)
     stepped = {id(parameter) for one in (optimizer, *others) for parameter in parameters_of(one)}
