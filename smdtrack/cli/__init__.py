@@ -51,9 +51,15 @@ class _Commands(click.Group):
 # Kept here and not read from the commands, so that `smdtrack --help` does not import torch.
 _SUMMARIES = {
     "audit": "Which weights of a model are scale-invariant, why, and at what scope.",
+    "compare": "Runs side by side: how each weight's angle changed, and how theory says it must.",
     "demo": "Train a recipe that comes with the package, tracked.",
+    "list": "The local runs, newest first.",
     "predict": "The equilibrium angle and time constant of a recipe, before training.",
+    "report": "One self-contained page for one run or several.",
     "run": "Run an unmodified training script with its angular updates tracked.",
+    "show": "One run in the terminal: table, verdict, reasons, what to do.",
+    "sync": "Send to a tracker what it has not got of a local record.",
+    "translate": "The same angular update under another optimizer, batch size or length.",
 }
 
 

@@ -124,7 +124,6 @@ def _chosen(optimizer: Optimizer, inner: Optimizer, weights: Iterable[Tensor] | 
     notify(
         f"rescale_weight_norms: no weights named and none watched, so all {len(found)} with two dimensions or more are "
         "rescaled; name the scale-invariant ones with weights=",
-        stacklevel=4,
     )
     return found
 

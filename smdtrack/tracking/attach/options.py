@@ -43,10 +43,14 @@ class Options:
                 )
         check_sink_names(self.sinks or ())
 
-    def schedule(self) -> Schedule:
-        """Returns the sampling schedule."""
+    def schedule(self, cycle: int = 1) -> Schedule:
+        """Returns the sampling schedule.
+
+        Args:
+            cycle: Number of steps after which the optimizer repeats itself.
+        """
         if isinstance(self.every, int):
-            return EverySteps(self.every, self.first_steps)
+            return EverySteps(self.every, self.first_steps, cycle)
         if not callable(self.every):
             raise SmdtrackError(f"every={self.every!r}: a whole number of steps or a callable step -> bool is needed")
         return self.every

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 from smdtrack.notices import notify, reason_of
+from smdtrack.optimizers import cycle_of
 from smdtrack.record.checkpoints import Checkpoint
 from smdtrack.tracking.attach.options import Options
 from smdtrack.tracking.attach.recording import Recording
@@ -40,7 +41,7 @@ class StepSampler:
         self._optimizer = optimizer
         self._parameters = selection.parameters
         self._options = options
-        self._schedule = options.schedule()
+        self._schedule = options.schedule(cycle_of(optimizer))
         self._recording = recording
         self._earlier_state = earlier_state
         self._step: int | None = None

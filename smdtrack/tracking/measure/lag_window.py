@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from smdtrack.tracking.measure.measurement import LagReading
 from smdtrack.tracking.measure.probe import Probe, Reduce
 from smdtrack.tracking.measure.sharding import local
-from smdtrack.tracking.measure.table import Reading
 
 
 class LagWindow:
@@ -26,7 +26,7 @@ class LagWindow:
         self._weights: Mapping[int, Tensor] = {}
         self._began_at: int | None = None
         self._ends_at: int | None = None
-        self._reading: Reading | None = None
+        self._reading: LagReading | None = None
 
     def open(self, step: int) -> None:
         """Opens a window before a sampled step, unless one is open. This reads no weights, so that it cannot fail."""
@@ -53,14 +53,14 @@ class LagWindow:
         if self.ends(step):
             self._ends_at = None
             now = {column: local(weight) for column, weight in self._weights.items()}
-            self._reading = self._probe.end(now, reduce=reduce)
+            self._reading = LagReading(step - self.steps + 1, step, self._probe.end(now, reduce=reduce))
 
     def skip(self, step: int) -> None:
         """Closes the window without measuring, if it ends with this step."""
         if self.ends(step):
             self._ends_at = None
 
-    def take(self) -> Reading | None:
+    def take(self) -> LagReading | None:
         """Returns the reading of a window that has ended since the last call."""
         reading, self._reading = self._reading, None
         return reading

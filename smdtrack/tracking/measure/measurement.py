@@ -11,6 +11,21 @@ from smdtrack.tracking.measure.table import Reading
 
 
 @dataclass(frozen=True)
+class LagReading:
+    """What was measured over a window of several steps.
+
+    Attributes:
+        first_step: The first step of the window.
+        last_step: The last step of the window.
+        reading: Sums over each weight and its change over the whole window.
+    """
+
+    first_step: int
+    last_step: int
+    reading: Reading
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What was measured at one sampled step, and what is needed to interpret it.
 
@@ -26,7 +41,7 @@ class Measurement:
             weights than those before the step.
         norm_in_eval_mode: Per weight, whether the batch norm that makes it invariant was in eval mode.
         skipped: On the device, 1 where a fused step was skipped because of an overflow; None where that cannot happen.
-        lags: Per number of steps K, the reading over the K steps of a window that ended since the last sample.
+        lags: Per number of steps K, the reading of a window of K steps that ended since the last sample.
     """
 
     step: int
@@ -39,4 +54,4 @@ class Measurement:
     has_gradients_of_the_step: bool = True
     norm_in_eval_mode: Sequence[bool] = ()
     skipped: torch.Tensor | None = None
-    lags: Mapping[int, Reading] = field(default_factory=dict)
+    lags: Mapping[int, LagReading] = field(default_factory=dict)
