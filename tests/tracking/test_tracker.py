@@ -102,12 +102,17 @@ def test_angle_norm_and_gradient_equal_float64(real: tuple[Witness, smdtrack.Tra
             np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-12, err_msg=f"{family} {weight.key}")
 
 
+def heavy_ball_angle(rate: float) -> float:
+    """Returns the angle whose chord is `sqrt(2 lr wd / (1 + a))`, at wd = .001 and a = .9."""
+    return 2 * math.asin(math.sqrt(2 * rate * 0.001 / 1.9) / 2)
+
+
 def test_the_equilibrium_line_is_heavy_ball_s(real: tuple[Witness, smdtrack.Tracker, MemorySink]) -> None:
     witness, tracker, _ = real
     steps, line = read_run(tracker.folder).series(f"angle_eq/{KEY}")
     rates = [witness.steps[step - 1].hyper_parameters[NAME]["lr"] for step in steps.tolist()]
     assert len({round(rate, 9) for rate in rates}) == 30
-    np.testing.assert_allclose(line, [math.sqrt(2 * rate * 0.001 / 1.9) for rate in rates], rtol=1e-9)
+    np.testing.assert_allclose(line, [heavy_ball_angle(rate) for rate in rates], rtol=1e-9)
 
 
 def test_the_drift_corrected_line_is_theory_at_the_measured_drift(
@@ -134,7 +139,7 @@ def test_the_equilibrium_norm_is_where_angle_and_line_meet(
     angles = np.array([witness.angle(NAME, step) for step in range(1, 31)])
     rate = witness.steps[-1].hyper_parameters[NAME]["lr"]
     turn = math.sqrt(np.mean(angles[-10:] ** 2))
-    expected = witness.norm(NAME, 30) * (turn / math.sqrt(2 * rate * 0.001 / 1.9)) ** 0.5
+    expected = witness.norm(NAME, 30) * (turn / heavy_ball_angle(rate)) ** 0.5
     assert run.values["norm_eq"][-1, column] == pytest.approx(expected, rel=1e-5)
 
 
@@ -152,7 +157,7 @@ def test_the_ratios_are_quantiles_of_measured_over_line(real: tuple[Witness, smd
     names = [weight.name for weight in tracker.selection.weights]
     for step, value in sink.series("smd/angle_ratio_p50"):
         rate = witness.steps[step - 1].hyper_parameters[NAME]["lr"]
-        ratios = [witness.angle(name, step) / math.sqrt(2 * rate * 0.001 / 1.9) for name in names]
+        ratios = [witness.angle(name, step) / heavy_ball_angle(rate) for name in names]
         assert value == pytest.approx(np.median(ratios), rel=1e-6)
 
 
