@@ -114,12 +114,8 @@ class RecipeCommand(VariadicCommand):
     """A command with a recipe's options, which `--help` lists by subject."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {
-            "Options": [],
-            "Recipe": [],
-            "Schedule": [],
-            "lr from the batch": [],
-        }
+        titles = ("Options", "Recipe", "Schedule", "Learning rate from the batch")
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
         for parameter in self.get_params(ctx):
             row = parameter.get_help_record(ctx)
             if row is not None:
