@@ -69,7 +69,7 @@ class MLflowSink:
         self._metric_keys: dict[str, str] = {}
         self._params_there: frozenset[str] = frozenset()
 
-    def bind(self) -> None:
+    def note_script_run(self) -> None:
         """Remembers the script's store, experiment and active run: MLflow knows the latter on this thread only."""
         mlflow = sys.modules.get("mlflow")
         set_here = environment("MLFLOW_TRACKING_URI")
@@ -148,12 +148,12 @@ class MLflowSink:
             if summary is not None:
                 self._log_table(summary)
 
-    def reached(self) -> int | None:
+    def complete_up_to(self) -> int | None:
         """Returns the step before the newest, which may be torn; None in a script's run that has no angle of ours."""
         angles = [step for key, step in self._last_step.items() if key.startswith("angle/")]
         return max(angles) - 1 if angles else 0 if self._owned else None
 
-    def where(self) -> Mapping[str, Any]:
+    def destination(self) -> Mapping[str, Any]:
         """Returns the run, its experiment, the store's address without secrets, and the keys of the saved views."""
         return {
             "run_id": self._run_id,
@@ -163,7 +163,7 @@ class MLflowSink:
             "views": list(self._views),
         }
 
-    def hints(self) -> Sequence[str]:
+    def how_to_open(self) -> Sequence[str]:
         """Returns the command that serves a local store and the address of the view."""
         if self._experiment_id is None:
             return ()

@@ -3,13 +3,12 @@
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smdtrack.record.checkpoints import append_checkpoint
 from smdtrack.record.reader import read_run
 from smdtrack.record.run import Run, RunInfo, Sample
 from smdtrack.record.summary import Summary, summarize
@@ -24,15 +23,6 @@ from smdtrack.tracking.measure.table import Reading
 #: Seconds that a summary in mid-run waits for the writer's thread to build the samples that were submitted before.
 _WAIT_FOR_SAMPLES = 10.0
 _NOTHING_SAMPLED = "no step was sampled: the training took fewer optimizer steps than lie between two samples"
-
-
-@dataclass(frozen=True)
-class _CheckpointReading:
-    """The step of a checkpoint, and a reading whose one row is the squared norms of the named weights."""
-
-    step: int
-    names: Sequence[str]
-    reading: Reading
 
 
 class Recording:
@@ -92,7 +82,8 @@ class Recording:
         """
         self.open()
         if self._writer is not None:
-            self._writer.submit(_CheckpointReading(step, [weight.name for weight in self._info.weights], reading))
+            names = [weight.name for weight in self._info.weights]
+            self._writer.submit_checkpoint(step, names, lambda: step_values(reading).weight_squared.tolist())
 
     def summary(self) -> Summary:
         """Returns measured against predicted per weight so far; of an ended run its final summary."""
@@ -106,7 +97,7 @@ class Recording:
 
     def hints(self) -> list[str]:
         """Returns the commands and addresses that show the run in its trackers."""
-        return self._writer.hints() if self._writer is not None else []
+        return self._writer.how_to_open() if self._writer is not None else []
 
     def close(self, status: str) -> None:
         """Writes what is left, the summary and the status, and ends the writer's thread."""
@@ -117,10 +108,6 @@ class Recording:
         """Makes a sample of a measurement, on the writer's thread; None for an item that is not one."""
         if isinstance(item, threading.Event):
             item.set()
-            return None
-        if isinstance(item, _CheckpointReading):
-            squared_norms = step_values(item.reading).weight_squared.tolist()
-            append_checkpoint(self.folder, item.step, dict(zip(item.names, squared_norms, strict=True)))
             return None
         sample = self._builder(item)
         if sample is not None:
