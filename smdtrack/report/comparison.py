@@ -1,7 +1,7 @@
 """Runs side by side: how each weight's angular update changed, and how theory says that it must."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,11 +100,19 @@ def compare(runs: Sequence[RunFacts]) -> Comparison:
     """
     if len(runs) < 2:
         raise SmdtrackError("one run only: a comparison takes two or more")
+    runs = _with_rates_of_one_kind(runs)
     return Comparison(
         tuple(runs),
         tuple(_change(runs[0], run) for run in runs[1:]),
         compare_settings([run.settings for run in runs]),
     )
+
+
+def _with_rates_of_one_kind(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Takes the noted learning rate of all runs if one of them does not have the script's."""
+    if all(run.seen_lr is None for run in runs) or all(run.seen_lr is not None for run in runs):
+        return list(runs)
+    return [run if run.seen_lr is None else replace(run, settings={**run.settings, "lr": run.seen_lr}) for run in runs]
 
 
 def _change(baseline: RunFacts, run: RunFacts) -> RunChange:

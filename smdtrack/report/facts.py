@@ -11,7 +11,7 @@ from smdtrack.record.opened_run import OpenedRun, Setting
 from smdtrack.record.run import Floats, Run, TrackedWeight
 from smdtrack.record.summary import EQUILIBRIUM_BAND, Summary, WeightSummary, diverged_at, summarize
 from smdtrack.report.forces import growth_and_decay, line_memory, measured_memory
-from smdtrack.report.settings import settings_of, steps_per_epoch
+from smdtrack.report.settings import number, settings_of, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class RunFacts:
     Attributes:
         letter: A, B, ... in the order in which the runs were given.
         status: As in `Run`, or `diverged` where the measured values stopped being finite.
-        settings: Of smdtrack and of the script, merged.
+        settings: Of smdtrack and of the script, merged; the learning rate is the script's, if it is known.
+        seen_lr: The learning rate that smdtrack noted; in older records the first of a warm-up.
         travel: By weight.
         window: What explains the angle, over the summary's window and by weight, as far as the source has it: RMS of
             `effective_grad`, means of `growth`, `decay` and `memory` (measured over that of white gradients).
@@ -55,6 +56,7 @@ class RunFacts:
     notes: tuple[str, ...]
     metrics: Mapping[str, float]
     settings: Mapping[str, Setting]
+    seen_lr: Setting | None
     weights: tuple[TrackedWeight, ...]
     summary: Summary | None
     travel: Mapping[str, Travel]
@@ -96,6 +98,7 @@ def facts_of(opened: OpenedRun, letter: str = "A", globs: Sequence[str] = (), un
         notes=opened.notes,
         metrics=opened.metrics,
         settings=settings_of(run.info.params, opened.settings),
+        seen_lr=run.info.params.get("lr") if number(opened.settings, "lr") is not None else None,
         weights=run.info.weights,
         summary=summary,
         travel=_travel(run, summary),

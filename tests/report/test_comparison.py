@@ -111,3 +111,11 @@ def test_an_epoch_of_a_larger_batch_has_fewer_steps(facts):
     assert "An epoch of B has 0.25x the steps, so over an epoch the angles of all steps add up to 0.50x." in said(
         small, large
     )
+
+
+def test_settings_that_do_not_explain_the_line_are_not_named_as_its_cause(facts):
+    """A record whose rate is that of a warm-up's start, beside one with the recipe's rate."""
+    first, *_ = said(facts("a"), facts("b", seed=1, params={"lr": 0.01}))
+    assert (
+        "as the line predicts (1.00x at equilibrium). The recorded settings differ by lr x 0.1, which is not" in first
+    )
