@@ -215,7 +215,7 @@ def test_a_glob_that_matches_nothing_is_one_line_and_exit_code_2_before_the_firs
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if "so far; training waits" not in line]
     assert len(lines) == 1
-    assert lines[0].startswith("Error: include 'zzz' matches no scale-invariant weight; there are conv1.weight, ")
+    assert lines[0].startswith("Error: include 'zzz' matches no scale-invariant weight; there are conv1.0.weight, ")
     assert not (tmp_path / "end.pt").exists()
 
 
