@@ -4,6 +4,7 @@ import inspect
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -116,6 +117,8 @@ def _run_in_child(function: Callable[[], Any], writing: int) -> None:
         if torch.distributed.is_available():
             torch.distributed.GroupMember.WORLD = None
         torch.set_num_threads(1)
+        # The script may have replaced sys.stdout by a file that is closed by now.
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
             answer: tuple[bool, Any] = True, function()
         except CannotRunError as error:
