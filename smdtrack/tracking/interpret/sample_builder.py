@@ -56,7 +56,7 @@ class SampleBuilder:
 
     def _sample(self, measurement: Measurement) -> Sample | None:
         values = step_values(measurement.reading)
-        if measurement.skipped is not None and float(measurement.skipped) != 0:
+        if any(float(skipped) != 0 for skipped in measurement.skipped):
             return None
         if not np.isfinite(values.weight_squared).any():
             self._report("nothing could be measured in another process (its warning says why)")
@@ -112,7 +112,7 @@ class SampleBuilder:
                 lines.append(None)
             else:
                 lines.append(
-                    measurement.family.line(
+                    measurement.families[group].line(
                         groups[group], weight.shape, state_factor=factor, alignment=number_or_none(alignment[index])
                     )
                 )
