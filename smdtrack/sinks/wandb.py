@@ -1,5 +1,6 @@
 """W&B: sends a run's rows when the script ends its own W&B run, or as an offline run after the training."""
 
+import atexit
 import os
 import shlex
 import sys
@@ -33,8 +34,8 @@ class WandbSink:
 
     During the training nothing is sent. Each row of `run.log` moves the run's step counter, so that rows among the
     script's own would change the steps of these, and W&B drops a row whose `step=` lies before the counter. Instead all
-    rows are read from the local record and logged at once: when the script ends its W&B run, just before that, or when
-    the tracking ends. If the script never had a W&B run, an offline run is written after the training, so that it can
+    rows are read from the local record and logged at once, just before the script ends its W&B run, or before the
+    process ends if the script does not end it. If the script never had a W&B run, an offline run is written after the training, so that it can
     never stand in the way of the script's `wandb.init`. `wandb sync` uploads it.
 
     Args:
@@ -55,6 +56,7 @@ class WandbSink:
         self._last_sent = 0
         self._earlier_folders: list[str] = []
         self._restored: Mapping[str, Any] | None = None
+        self._called_before_finish = False
         self._flush: Callable[[float], bool] = lambda timeout: True
 
     def note_script_run(self) -> None:
@@ -76,7 +78,7 @@ class WandbSink:
         self._join_script_run()
 
     def finish(self, info: RunInfo, summary: Summary | None, status: str) -> None:
-        """Logs all rows, the verdict and the table; ends the run if it is this sink's own.
+        """Writes an offline run of this sink's own. The rows of the script's run wait until the script ends it.
 
         Raises:
             RuntimeError: If W&B refuses, in one line.
@@ -148,7 +150,7 @@ class WandbSink:
         if self._run is not None or run is None or getattr(run, "_is_finished", False):
             return
         self._run, self._owned = run, False
-        _call_before_finish(run, self._script_run_ends)
+        self._called_before_finish = _call_before_finish(run, self._script_run_ends)
 
     def _script_run_ends(self) -> None:
         """Runs on the script's thread, in its `finish`; whatever fails here must not reach the script."""
@@ -158,13 +160,18 @@ class WandbSink:
             self._flush(FLUSH_SECONDS)
             run = read_run(self._info.folder)
             self._log_run(run, summarize(run))
+            self._complete = run.status != "running"
         except Exception as error:
             notify(f"W&B did not get all rows: {one_line(error)}; the local record has them")
 
     def _finish_in_script_run(self, run: Run, summary: Summary | None) -> None:
         if not getattr(self._run, "_is_finished", False):
-            self._log_run(run, summary)
-            self._complete = True
+            if self._called_before_finish:
+                # Scripts may log more after the training. W&B registered its end earlier, so that ours runs before it.
+                atexit.register(self._script_run_ends)
+            else:
+                self._log_run(run, summary)
+                self._complete = True
             return
         later = int((run.steps > self._last_sent).sum())
         if later:
@@ -177,11 +184,15 @@ class WandbSink:
         if self._last_sent == 0:
             self._define_metrics(self._info, run)
         rows: dict[int, dict[str, float]] = {}
-        for point in points_to_send(samples_between(run, self._last_sent), self._info):
-            rows.setdefault(point.step, {})[point.key] = point.value
+        # All samples, so that the same points of the reference lines are chosen in every call.
+        for point in points_to_send(samples_between(run, after=-1), self._info):
+            if point.step > self._last_sent:
+                rows.setdefault(point.step, {})[point.key] = point.value
+        # A row that the script has not committed yet would be merged with our first one: the next step ends it.
+        options: dict[str, Any] = {} if self._owned else {"step": int(self._run.step) + 1, "commit": True}
         for step in sorted(rows):
-            self._run.log({STEP_KEY: step, **rows[step]})
-            self._last_sent = step
+            self._run.log({STEP_KEY: step, **rows[step]}, **options)
+            self._last_sent, options = step, {}
         if summary is not None:
             self._log_summary(summary)
 
@@ -237,18 +248,19 @@ class WandbSink:
         self._run.summary[VERDICT_KEY] = summary.verdict
 
 
-def _call_before_finish(run: Any, function: Callable[[], None]) -> None:
+def _call_before_finish(run: Any, function: Callable[[], None]) -> bool:
     """Lets W&B call a function at the beginning of a run's `finish`, in whatever way the script ends the run.
 
-    W&B's hooks for this are not documented. If they are missing, the rows are logged when the tracking ends, and a
-    script that has ended its run before gets a notice.
+    W&B's hooks for this are not documented. Returns False if they are missing: then the rows are logged when the
+    tracking ends, and a script that has ended its run before gets a notice.
     """
     try:
         from wandb.sdk.wandb_run import TeardownHook, TeardownStage
 
         run._teardown_hooks.append(TeardownHook(function, TeardownStage.EARLY))
     except (ImportError, AttributeError):
-        return
+        return False
+    return True
 
 
 def _sync_folder(run: Any) -> Path:

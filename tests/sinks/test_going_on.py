@@ -214,7 +214,8 @@ def test_a_script_that_continues_its_own_wandb_run_gets_no_step_twice(info: RunI
         offline=False,
         summary={"smd/step": samples[19].step},
         config=SimpleNamespace(update=lambda *a, **k: None),
-        log=logged.append,
+        step=7,
+        log=lambda row, **options: logged.append(row),
         define_metric=lambda *a, **k: None,
     )
     info = dataclasses.replace(info, steps_before=samples[14].step)

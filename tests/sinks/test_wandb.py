@@ -1,6 +1,7 @@
 """The W&B sink with the real client, offline; runs are read back by W&B's own reader."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -168,7 +169,7 @@ def test_failed_status_and_project(info: RunInfo, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_rows_go_to_the_script_s_run_at_the_end_of_the_tracking(
+def test_what_the_script_logs_after_the_tracking_comes_before_our_rows(
     late: bool, info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path
 ) -> None:
     sink = WandbSink(attach_only=True)
@@ -297,31 +298,60 @@ def test_a_fault_in_our_part_does_not_reach_the_script_s_finish(info: RunInfo, w
 
 
 def test_a_failure_is_one_line_and_a_repetition_logs_the_missing_rows(
-    info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    info: RunInfo, samples: list[Sample], wandb: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = scripts_run(wandb, tmp_path)
-    sink = WandbSink(attach_only=True)
+    from wandb.sdk.wandb_run import Run
+
+    sink = WandbSink()
     sink.note_script_run()
     record(info, samples)
-    real, calls = run.log, 0
+    sink.start(info)
+    real, calls = Run.log, 0
 
-    def unreliable(row: dict[str, Any]) -> None:
+    def unreliable(self: Any, row: dict[str, Any]) -> None:
         nonlocal calls
         calls += 1
         if calls % 5 == 0:
             raise OSError("no room\nleft")
-        real(row)
+        real(self, row)
 
-    monkeypatch.setattr(run, "log", unreliable)
+    monkeypatch.setattr(Run, "log", unreliable)
     summary = make_summary(info, samples)
     for _ in range(5):
         with pytest.raises(RuntimeError, match=r"^W&B: no room left$"):
             sink.finish(info, summary, "finished")
     monkeypatch.undo()
     sink.finish(info, summary, "finished")
-    folder = folder_of(run)
-    run.finish()
-    assert_complete(records(folder), info, samples)
+    assert_complete(records(Path(sink.destination()["folder"])), info, samples)
+
+
+def test_a_script_that_does_not_end_its_run_gets_the_rows_when_its_process_ends(
+    info: RunInfo, samples: list[Sample], tmp_path: Path
+) -> None:
+    script = """
+import wandb
+from pathlib import Path
+from smdtrack.sinks.wandb import WandbSink
+from tests.sinks.synthetic import make_info, make_samples, make_summary
+from tests.sinks.test_wandb import record, scripts_run
+run = scripts_run(wandb, Path.cwd())
+info = make_info(Path("record").absolute(), 3)
+samples = list(make_samples(info, 20))
+sink = WandbSink(attach_only=True)
+sink.note_script_run()
+record(info, samples)
+sink.start(info)
+sink.finish(info, make_summary(info, samples), "finished")
+run.log({"loss": 1.0}, step=3)
+print(Path(run.dir).parent)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    read = records(Path(done.stdout.strip()))
+    assert_complete(read, info, samples)
+    assert rows(read, "loss") == [1.0]
+    assert done.stderr == ""
 
 
 def test_the_offline_run_of_a_killed_training_is_written_afterwards(
