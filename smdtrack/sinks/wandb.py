@@ -35,8 +35,8 @@ class WandbSink:
     During the training nothing is sent. Each row of `run.log` moves the run's step counter, so that rows among the
     script's own would change the steps of these, and W&B drops a row whose `step=` lies before the counter. Instead all
     rows are read from the local record and logged at once, just before the script ends its W&B run, or before the
-    process ends if the script does not end it. If the script never had a W&B run, an offline run is written after the training, so that it can
-    never stand in the way of the script's `wandb.init`. `wandb sync` uploads it.
+    process ends if the script does not end it. If the script never had a W&B run, an offline run is written after the
+    training, so that it can never stand in the way of the script's `wandb.init`. `wandb sync` uploads it.
 
     Args:
         project: Project of an offline run that this sink writes; by default WANDB_PROJECT, else smdtrack.

@@ -348,10 +348,10 @@ print(Path(run.dir).parent)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
     read = records(Path(done.stdout.strip()))
     assert_complete(read, info, samples)
     assert rows(read, "loss") == [1.0]
-    assert done.stderr == ""
 
 
 def test_the_offline_run_of_a_killed_training_is_written_afterwards(
