@@ -52,10 +52,13 @@ def _contents(value: Any) -> Iterable[Any]:
 
 def cell_contents(function: types.FunctionType) -> list[Any]:
     """Returns the variables that a function's closure holds; an empty cell is left out."""
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:
-            continue
-    return found
+    return [cell.cell_contents for cell in function.__closure__ or () if not is_empty(cell)]
+
+
+def is_empty(cell: types.CellType) -> bool:
+    """Whether the variable of a closure has no value yet."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False

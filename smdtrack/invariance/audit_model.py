@@ -45,13 +45,13 @@ from smdtrack.notices import SmdtrackError
 
 #: Points tried beyond two while a part of the network is inactive.
 MORE_POINTS = 6
-#: Points tried beyond two while a layer is unused that random numbers may switch off: one chance in 4,096 is left that a
-#: layer that is dropped in half of the passes is never seen.
+#: Points tried beyond two while a layer is unused that random numbers may switch off. A layer that is dropped in half
+#: of the passes then goes unseen with a chance of 1 in 4,096.
 MORE_RANDOM_POINTS = 10
 
 _DETACHED = (
-    "a part of its path is hidden from autograd (detach, no_grad, a straight-through estimator); the verdicts hold for the "
-    "function itself"
+    "a part of its path is hidden from autograd (detach, no_grad, a straight-through estimator); the verdicts hold for "
+    "the function itself"
 )
 _IN_FLOAT32 = "it cannot compute in float64; float32 shows invariance less sharply, so a weight may be missed"
 
@@ -85,8 +85,8 @@ def audit(
         progress: Is called with the name of each phase when it begins.
 
     Raises:
-        SmdtrackError: No input is known that the model takes, the model cannot be copied, its forward does not repeat, or
-            it uses its own original through a closure.
+        SmdtrackError: No input is known that the model takes, the model cannot be copied, its forward does not
+            repeat, or it uses its own original through a closure.
     """
     started = time.perf_counter()
     core = unwrapped(model)
@@ -149,9 +149,8 @@ def _decayed(core: nn.Module, model: nn.Module) -> frozenset[str]:
     """
     excluded: set[str] = set()
     with suppress(Exception):
-        listing: Any = getattr(core, "no_weight_decay", None)
-        listed = listing() if callable(listing) else ()
-        excluded = {str(name) for name in listed}
+        no_weight_decay: Any = getattr(core, "no_weight_decay", None)
+        excluded = {str(name) for name in no_weight_decay()} if callable(no_weight_decay) else set()
     by_id = {id(parameter): name for name, parameter in core.named_parameters()}
     return frozenset(
         name

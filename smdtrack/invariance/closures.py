@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from smdtrack.invariance.attribute_walk import is_empty
+
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
 
 
@@ -45,10 +47,8 @@ class FunctionCopies:
         """Fills cells and defaults with the copies of what the original functions refer to."""
         for function, fresh in self._copies:
             for cell, fresh_cell in zip(function.__closure__ or (), fresh.__closure__ or (), strict=True):
-                try:
+                if not is_empty(cell):
                     fresh_cell.cell_contents = self._copied(cell.cell_contents)
-                except ValueError:  # The cell is empty.
-                    continue
             if function.__defaults__:
                 fresh.__defaults__ = tuple(self._copied(value) for value in function.__defaults__)
             if function.__kwdefaults__:
@@ -69,7 +69,7 @@ class FunctionCopies:
         if isinstance(value, _CONTAINERS):
             items = [self._copied(item) for item in value]
             try:
-                fresh_container = type(value)(items)  # type: ignore[call-arg]
+                fresh_container = type(value)(items)
             except TypeError:  # A named tuple or another subclass with arguments of its own.
                 return copy.deepcopy(value, self._memo)
             self._memo[id(value)] = fresh_container

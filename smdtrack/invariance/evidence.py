@@ -15,8 +15,9 @@ class Limits:
     """Numbers by which the audit decides, for one precision.
 
     Energies `||w|| ||g||` are relative to the largest of all parameters. Changes of the outputs are relative to the
-    outputs. The float64 values were chosen on 115 timm models (5,067 parameters, two random points): energies of
-    parameters without influence were below 1e-13, cosines of invariant weights at most 2e-9, all others at least 1.5e-4.
+    outputs. The float64 values were chosen on 115 timm models (5,067 parameters, two random points). Energies of
+    parameters without influence were below 1e-13. Cosines of invariant weights were at most 2e-9, all others at least
+    1.5e-4.
 
     Attributes:
         zero_energy: At or below this the parameter counts as having no gradient.
@@ -121,7 +122,7 @@ class ParameterEvidence:
         changes: Changes of the outputs when this parameter alone was changed, if that was needed.
         group_deviation: Change of the outputs when all invariant parameters were scaled at once.
         gradient_is_wrong: Whether autograd's radial derivative is not the derivative of the function.
-        through_detach: Statistics of the derivative through `detach` and `no_grad`, if the model hides it from autograd.
+        through_detach: Statistics of the derivative through `detach` and `no_grad`, if the model hides it.
     """
 
     gradients: list[GradientStatistics] = field(default_factory=list)
@@ -147,7 +148,7 @@ class ParameterEvidence:
         return max((statistics.cosine for statistics in self.gradients), default=0.0)
 
     def filter_dims(self, limits: Limits) -> list[int]:
-        """Returns the dimensions along which every slice was orthogonal to its gradient in all draws with a gradient."""
+        """Returns the dimensions along which every slice was orthogonal to its gradient, in all draws."""
         seen = [statistics.slice_cosines for statistics in self.gradients if statistics.energy > 0]
         dims = set.intersection(*(set(slices) for slices in seen)) if seen else set()
         return sorted(dim for dim in dims if all(slices[dim] < limits.cosine for slices in seen))

@@ -75,11 +75,9 @@ def decide_without_gradient(
     def untouched(group: list[str]) -> bool:
         return trial.deviation(base, group, trial.other_values) <= limits.untouched
 
-    if trial.uses_detach:
-        # Most of them may be felt, as all of a target network: halving would take two passes for each.
-        felt = [] if not names or unscaled(names) else names
-    else:
-        felt = members_that_fail(names, unscaled)
+    # With detached paths most of them may be felt, as all of a target network: halving would take two passes for each.
+    one_by_one = not trial.uses_detach
+    felt = members_that_fail(names, unscaled) if one_by_one else [*names] if names and not unscaled(names) else []
     rest = [name for name in names if name not in set(felt)]
     with_signs = set(members_that_fail(rest, untouched))
     for name in rest:
@@ -161,7 +159,7 @@ def _certify_separately(trial: TrialModel, base: Baseline, invariant: dict[str, 
         for name in names:
             invariant[name].verdict = "sensitive"
         names, deviation = [], None
-    for name, known in invariant.items():
+    for known in invariant.values():
         if known.verdict != "invariant":
             known.scope, known.filter_dim = None, None
         else:

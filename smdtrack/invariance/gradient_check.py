@@ -112,19 +112,23 @@ def _statistics_through_detach(
     trial: TrialModel, settings: PointSettings
 ) -> list[dict[str, GradientStatistics]] | None:
     """Takes gradients through `detach` and `no_grad` at this point and at a new one; None if that is impossible."""
-    draws = []
-    for index in range(2):
-        try:
-            if index:
-                trial.move(settings.distance, settings.template)
-            trial.backward(ComputationMode(trial.settings, through_detach=True))
-            draws.append(trial.statistics())
-        except (NotFiniteError, RuntimeError, TypeError, ValueError):
-            # Among others, a leaf that requires a gradient is changed in place under `no_grad`.
-            break
-        finally:
-            trial.drop_gradients()
-    return draws or None
+    first = _through_detach_here(trial)
+    if first is None:
+        return None
+    trial.move(settings.distance, settings.template)
+    second = _through_detach_here(trial)
+    return [first] if second is None else [first, second]
+
+
+def _through_detach_here(trial: TrialModel) -> dict[str, GradientStatistics] | None:
+    try:
+        trial.backward(ComputationMode(trial.settings, through_detach=True))
+        return trial.statistics()
+    except (NotFiniteError, RuntimeError, TypeError, ValueError):
+        # Among others, a leaf that requires a gradient is changed in place under `no_grad`.
+        return None
+    finally:
+        trial.drop_gradients()
 
 
 def _decide_by_draws(
@@ -159,7 +163,7 @@ def _decide_by_draws(
 def _decide_groups(
     trial: TrialModel, base: Baseline, evidence: dict[str, ParameterEvidence], names: list[str], budget: PassBudget
 ) -> None:
-    """Decides parameters without any derivative, as of a sign: at first all at once, then alone while passes are left."""
+    """Decides parameters without any derivative, as of a sign: all at once, then alone while passes are left."""
     limits = trial.limits
     if not names or not budget.take(2):
         return

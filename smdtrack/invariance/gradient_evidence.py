@@ -100,8 +100,8 @@ def outputs_at_one_more_point(trial: TrialModel, settings: PointSettings) -> Bas
 def _check_that_it_repeats(trial: TrialModel, title: str) -> None:
     """Compares the last pass with an unchanged one.
 
-    A model may set itself up in its first pass. So if the two differ, the pass is made once more from the state that the
-    first one left.
+    A model may set itself up in its first pass. So if the two differ, the pass is made once more from the state that
+    the first one left.
 
     Raises:
         SmdtrackError: The forward does not repeat.
@@ -115,8 +115,8 @@ def _check_that_it_repeats(trial: TrialModel, title: str) -> None:
     difference = trial.baseline().deviation(trial.values())
     if difference > trial.limits.repeat:
         raise SmdtrackError(
-            f"{title}: this forward does not repeat: two passes with the same parameters, input and random seed differ by "
-            f"{difference:.1e} of the outputs, so nothing can be said about its weights"
+            f"{title}: this forward does not repeat: two passes with the same parameters, input and random seed differ "
+            f"by {difference:.1e} of the outputs, so nothing can be said about its weights"
         )
 
 

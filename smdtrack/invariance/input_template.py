@@ -238,5 +238,5 @@ def _looks_like_a_mask(tensor: Tensor) -> bool:
         return False
     if bool((~torch.isfinite(tensor)).any()) or bool((tensor.abs() > _HUGE).any()):
         return True
-    different = tensor.detach().flatten()[:10_000].unique()
+    different = torch.unique(tensor.detach().flatten()[:10_000])
     return 1 < len(different) <= BATCH and tensor.numel() > BATCH and bool((different == different.round()).all())

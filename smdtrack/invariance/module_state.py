@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 _STRUCTURE = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"})
+#: Up to this many elements a buffer's content is compared.
+_SMALL = 10_000
 _CONTAINERS = (list, dict, set, deque)
 
 
@@ -80,8 +82,12 @@ def _restore(attributes: dict[str, Any], entries: dict[str, tuple[Any, Any, int]
         if content is None:
             continue
         if isinstance(value, Tensor):
-            if value._version != version or value.requires_grad:
+            # Some C++ functions, as those of fake quantisation, write without counting the version up.
+            written = value._version != version or value.requires_grad
+            if written or (value.numel() <= _SMALL and not torch.equal(value, content)):
                 with torch.no_grad():
+                    if value.shape != content.shape:
+                        value.detach_().resize_(content.shape)
                     value.detach_().copy_(content)
                 entries[key] = (value, content, value._version)
         elif isinstance(value, (list, deque)):

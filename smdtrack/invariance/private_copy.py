@@ -219,6 +219,7 @@ def _scripted_parameters(model: nn.Module, duplicate: nn.Module, dtype: torch.dt
             scripted = copies[name].to(dtype)
             own = dict(scripted.named_parameters(recurse=False))
             for key, parameter in module.named_parameters(recurse=False):
-                own[key].requires_grad_(parameter.is_floating_point())
+                # `deepcopy` clones scripted parameters, with a history.
+                own[key].detach_().requires_grad_(parameter.is_floating_point())
                 found[id(parameter)] = cast(nn.Parameter, own[key])
     return found

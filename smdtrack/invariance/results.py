@@ -29,8 +29,8 @@ class Weight:
         cosine: Largest `|<w, g>| / (||w|| ||g||)` over the random points; None if the gradient is zero. If the cosine
             of an invariant weight is not small, the model hides the true derivative from autograd
             (`w / w.norm().detach()`). Its gradient is then not tangential, and no theoretical line holds for it.
-        decayed: Whether timm's optimizer factory gives it weight decay: it trains, is no vector and no bias, and the model
-            does not exclude it.
+        decayed: Whether timm's optimizer factory gives it weight decay: it trains, is no vector and no bias, and the
+            model does not exclude it.
         evidence: The numbers behind the verdict, for people to read.
     """
 

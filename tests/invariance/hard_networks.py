@@ -717,3 +717,103 @@ def case(name, seed):
     torch.manual_seed(seed)
     random.seed(seed)
     return KINDS[name](Sizes(f"{name} {seed}"))
+
+
+#: Kinds whose truth follows from the construction alone: their forward depends on more than parameters and a seed, or
+#: runs in float32 only, or must be refused.
+BY_CONSTRUCTION = {
+    "counted_calls",
+    "forward_that_does_not_repeat",
+    "closure_through_a_global",
+    "own_random_generator",
+    "only_in_float32",
+    "initialised_by_the_first_batch",
+    "scripted_submodule",
+    "sparse_embedding",
+    "integer_parameter",
+}
+
+_SEEDS = range(8)
+
+
+def _in_double(value):
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value.clone()
+    if isinstance(value, dict):
+        return {key: _in_double(item) for key, item in value.items()}
+    if isinstance(value, Record):
+        return Record(Pair(*(_in_double(item) for item in value.pair)), value.title)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_in_double(item) for item in value)
+    return value
+
+
+def _floats(value):
+    if isinstance(value, torch.Tensor):
+        return [value.double()] if value.is_floating_point() else []
+    if isinstance(value, SimpleNamespace):
+        value = vars(value)
+    if isinstance(value, (dict, list, tuple)):
+        items = value.values() if isinstance(value, dict) else value
+        return [part for item in items for part in _floats(item)]
+    return []
+
+
+def functional_truth(case):
+    """Returns the verdict of each expected parameter by its definition: change it, compare the outputs.
+
+    Uses up the case: its own network is moved to a generic point in float64.
+    """
+    model = (case.exact or case.model).double()
+    for module in model.modules():
+        if isinstance(getattr(module, "eps", None), float):
+            module.eps = NO_EPS
+    generator = torch.Generator().manual_seed(99)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point() and not (tensor.numel() == 1 and tensor == NO_EPS):
+                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.mul_(1 + 0.1 * noise.abs()).add_(0.1 * noise.flip(0) if tensor.dim() else 0.01)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args = case.example if isinstance(case.example, tuple) else (case.example,)
+    if torch.is_tensor(case.example) and (case.example == 0).all():
+        args = (torch.randn(8, *case.example.shape[1:], generator=generator),)
+    elif torch.is_tensor(case.example) and len(case.example) == 1:
+        args = (torch.randn(4, *case.example.shape[1:], generator=generator),)
+
+    def outputs(seed):
+        for name, buffer in model.named_buffers():
+            buffer.data.copy_(buffers[name])
+        torch.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed(seed)
+        return _floats(model(*_in_double(args)))
+
+    def felt(parameter, value):
+        saved = parameter.data
+        largest = 0.0
+        for seed in _SEEDS:
+            parameter.data = saved
+            before = outputs(seed)
+            parameter.data = value
+            for one, other in zip(before, outputs(seed), strict=True):
+                scale = one[one.isfinite() & (one.abs() < 1e5)].abs().max()
+                change = (one - other).abs().nan_to_num(nan=0.0) / torch.clamp(one.abs().nan_to_num(), min=scale)
+                largest = max(largest, float(change.max()))
+        parameter.data = saved
+        return largest > 1e-9
+
+    verdicts = {}
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in case.expected:
+            value = parameters[name].data
+            positive = torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5
+            other = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            if felt(parameters[name], 1.9 * value) or felt(parameters[name], 0.3 * value):
+                verdicts[name] = "sensitive"
+            elif felt(parameters[name], value * positive):
+                verdicts[name] = "invariant"
+            else:
+                verdicts[name] = "degenerate" if felt(parameters[name], other) else "unused"
+    return verdicts

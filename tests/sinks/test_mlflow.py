@@ -143,7 +143,6 @@ import sys
 from pathlib import Path
 from smdtrack.sinks.mlflow import MLflowSink
 from tests.sinks.synthetic import make_info
-from tests.said import collected_notices
 sink = MLflowSink()
 sink.note_script_run()
 assert "mlflow" not in sys.modules
