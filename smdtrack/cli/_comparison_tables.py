@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = ("angle_change", "error", "angle_pred_change", "angle_eq_change", "norm_change", "norm_eq_change")
 #: Columns that are shown only if they differ from 1 somewhere: they explain what changed.
-_IF_MOVED = ("time_constant_change", "effective_grad_change")
+_IF_MOVED = ("time_constant_change", "effective_grad_change", "memory_change")
 _ANGLES = ("angle", "angle_pred", "angle_eq")
 _TITLES = {
     "angle_change": "angle",
@@ -33,6 +33,9 @@ _TITLES = {
     "norm_eq_change": "norm at eq.",
     "time_constant_change": "time const.",
     "effective_grad_change": "eff. grad",
+    "growth_change": "growth",
+    "decay_change": "decay",
+    "memory_change": "memory",
     "travel_change": "turned",
 }
 

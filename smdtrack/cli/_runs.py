@@ -1,6 +1,8 @@
 """What the commands that read runs share: how a run is named, and a console that cuts no name."""
 
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from smdtrack.record.opened_run import OpenedRun
+    from smdtrack.record.run import TrackedWeight
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 #: Tables in a file or a pipe are not folded below this width.
@@ -43,8 +46,8 @@ def source_options(command: Command) -> Command:
     )(command)
 
 
-def open_runs(texts: Sequence[str], folder: Path, tracking_uri: str | None) -> "list[tuple[str, OpenedRun]]":
-    """Opens each run and gives it a letter.
+def open_runs(texts: Sequence[str], folder: Path, tracking_uri: str | None) -> "Iterator[tuple[str, OpenedRun]]":
+    """Opens one run after another and gives each a letter. A run that the caller drops frees its memory.
 
     Raises:
         UsageError: If there are more runs than letters.
@@ -54,19 +57,17 @@ def open_runs(texts: Sequence[str], folder: Path, tracking_uri: str | None) -> "
 
     if len(texts) > len(_LETTERS):
         raise click.UsageError(f"{len(texts)} runs are too many; at most {len(_LETTERS)} can be shown side by side.")
-    return [
-        (letter, open_run(text, folder=folder, tracking_uri=tracking_uri))
-        for letter, text in zip(_LETTERS, texts, strict=False)
-    ]
+    for letter, text in zip(_LETTERS, texts, strict=False):
+        yield letter, open_run(text, folder=folder, tracking_uri=tracking_uri)
 
 
-def check_globs(globs: Sequence[str], runs: "Sequence[OpenedRun]") -> None:
-    """Checks that each glob matches a weight of at least one run.
+def check_globs(globs: Sequence[str], weights: "Iterable[TrackedWeight]") -> None:
+    """Checks that each glob matches at least one weight.
 
     Raises:
         SmdtrackError: If one matches none.
     """
-    weights = [weight for opened in runs for weight in opened.run.info.weights]
+    weights = list(weights)
     wrong = unmatched_globs(globs, [name for weight in weights for name in (weight.key, weight.name)])
     if wrong:
         stages = ", ".join(dict.fromkeys(stage_of(weight.key) for weight in weights))
@@ -81,6 +82,19 @@ def console() -> "Console":
     if not made.is_terminal:
         made.width = max(made.width, _PIPE_WIDTH)
     return made
+
+
+def as_json(document: Any) -> str:
+    """Returns a document as JSON. JSON has no NaN and no infinity: they become null."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def print_table(screen: "Console", table: "Table") -> None:

@@ -1,21 +1,22 @@
 """`smdtrack compare`: runs side by side, measured against predicted change."""
 
 import csv
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smdtrack.cli._runs import RUN_HELP, check_globs, open_runs, source_options
+from smdtrack.cli._runs import as_json as dump
 from smdtrack.names import did_you_mean
 from smdtrack.notices import SmdtrackError
 
 if TYPE_CHECKING:
     from smdtrack.record.opened_run import OpenedRun
     from smdtrack.report.comparison import Comparison
+    from smdtrack.report.facts import RunFacts
 
 EXAMPLE = """\b
 Examples:
@@ -81,8 +82,9 @@ def command(
     judged = [parse_condition(text) for text in conditions]
     chosen = _columns(columns)
     order = _order(sort)
-    opened = open_runs(runs, folder, tracking_uri)
-    comparison = compare(_facts(opened, axis, globs))
+    keep = axis is not None or linear_scaling or html is not None
+    facts, opened = _read(open_runs(runs, folder, tracking_uri), axis, globs, keep)
+    comparison = compare(facts)
     scaling = None
     if linear_scaling:
         from smdtrack.report.linear_scaling import linear_scaling_of
@@ -95,7 +97,7 @@ def command(
         write_page(html, [run for _, run in opened], comparison, globs, axis or "steps")
         click.echo(f"written: {html}", err=True)
     if as_json:
-        click.echo(json.dumps(_document(comparison, found, scaling), indent=2, default=str))
+        click.echo(dump(_document(comparison, found, scaling)))
     elif as_csv:
         _write_csv(comparison)
     else:
@@ -108,15 +110,27 @@ def command(
         sys.exit(1)
 
 
-def _facts(opened: "Sequence[tuple[str, OpenedRun]]", axis: Any, globs: Sequence[str]) -> list[Any]:
+def _read(
+    runs: "Iterator[tuple[str, OpenedRun]]", axis: Any, globs: Sequence[str], keep: bool
+) -> "tuple[list[RunFacts], list[tuple[str, OpenedRun]]]":
+    """Returns the facts of all runs, and the runs if they are still needed: eight long ones take a gigabyte."""
     from smdtrack.report.facts import facts_of
     from smdtrack.report.lining_up import last_common_steps
 
-    check_globs(globs, [run for _, run in opened])
-    ends: list[float | None] = [None] * len(opened)
+    facts: list[RunFacts] = []
+    opened: list[tuple[str, OpenedRun]] = []
+    weights: list[Any] = []
+    for letter, run in runs:
+        weights += run.run.info.weights
+        if keep:
+            opened.append((letter, run))
+        if axis is None:
+            facts.append(facts_of(run, letter, globs))
+    check_globs(globs, weights)
     if axis is not None:
-        ends = list(last_common_steps([run for _, run in opened], axis))
-    return [facts_of(run, letter, globs, end) for (letter, run), end in zip(opened, ends, strict=True)]
+        ends = last_common_steps([run for _, run in opened], axis)
+        facts = [facts_of(run, letter, globs, end) for (letter, run), end in zip(opened, ends, strict=True)]
+    return facts, opened
 
 
 def _columns(text: str | None) -> list[str] | None:
@@ -156,7 +170,7 @@ def _document(comparison: "Comparison", found: Sequence[str], scaling: Any) -> d
     runs = []
     for run in comparison.runs:
         document = asdict(run)
-        del document["weights"], document["gradients"]
+        del document["weights"]
         runs.append(document)
     return {
         "runs": runs,

@@ -1,6 +1,5 @@
 """`smdtrack list`: the local runs, newest first."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smdtrack.cli._runs import as_json as dump
 from smdtrack.notices import SmdtrackError
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def command(folder: Path, as_json: bool) -> None:
 
     if not folder.is_dir():
         raise SmdtrackError(f"there is no folder {folder}; `smdtrack run` makes it, or give another with --folder")
-    heads = run_heads(folder)
+    heads = _counted(run_heads(folder))
     if as_json:
-        click.echo(json.dumps([_document(head) for head in heads], indent=2))
+        click.echo(dump([_document(head) for head in heads]))
         return
     if not heads:
         click.echo(f"no runs in {folder}")
@@ -42,7 +42,19 @@ def command(folder: Path, as_json: bool) -> None:
     _print(heads)
 
 
+def _counted(heads: "Sequence[RunHead]") -> "list[RunHead]":
+    """Fills in the number of samples of the newest runs that have no recorded end."""
+    from dataclasses import replace
+
+    from smdtrack.record.local_source import count_samples
+
+    wanted = [head.folder for head in heads if head.samples is None and head.damage is None][:_MOST_COUNTED]
+    return [replace(head, samples=count_samples(head.folder)) if head.folder in wanted else head for head in heads]
+
+
 def _document(head: "RunHead") -> dict[str, Any]:
+    from smdtrack.record.local_source import state_of
+
     params = head.params or {}
     return {
         "folder": str(head.folder),
@@ -50,7 +62,7 @@ def _document(head: "RunHead") -> dict[str, Any]:
         "id": head.id,
         "created": head.created,
         "ended": head.ended,
-        "status": _status(head),
+        "status": state_of(head),
         "model": params.get("model"),
         "optimizer": params.get("optimizer"),
         "lr": params.get("lr"),
@@ -62,19 +74,12 @@ def _document(head: "RunHead") -> dict[str, Any]:
     }
 
 
-def _status(head: "RunHead") -> str:
-    from smdtrack.record.local_source import SILENT_SECONDS, seconds_silent
-
-    if head.status == "running" and seconds_silent(head.folder) > SILENT_SECONDS:
-        return "killed"
-    return head.status
-
-
 def _print(heads: "Sequence[RunHead]") -> None:
     from rich.table import Table
     from rich.text import Text
 
     from smdtrack.cli._runs import console
+    from smdtrack.record.local_source import state_of
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "started", "status", "model", "optimizer", "lr x wd"):
@@ -86,7 +91,7 @@ def _print(heads: "Sequence[RunHead]") -> None:
         table.add_row(
             Text(head.folder.name),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(head.created)),
-            _status(head),
+            state_of(head),
             Text(str(params.get("model", "-"))),
             Text(str(params.get("optimizer", "-"))),
             f"{_short(params.get('lr'))} x {_short(params.get('weight_decay'))}",
@@ -99,6 +104,8 @@ def _print(heads: "Sequence[RunHead]") -> None:
     screen.print(table)
 
 
+#: Counting samples reads their files, which takes some 50 ms for a long run.
+_MOST_COUNTED = 5
 #: Of all columns but the run's name, with 20 characters of the verdict.
 _LEAST_WIDTH = 115
 

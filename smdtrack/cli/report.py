@@ -43,8 +43,8 @@ def command(
     from smdtrack.report.facts import facts_of
     from smdtrack.report.page import write_page
 
-    opened = open_runs(runs, folder, tracking_uri)
-    check_globs(globs, [run for _, run in opened])
+    opened = list(open_runs(runs, folder, tracking_uri))
+    check_globs(globs, [weight for _, run in opened for weight in run.run.info.weights])
     comparison = None
     if len(opened) > 1:
         comparison = compare([facts_of(run, letter, globs) for letter, run in opened])

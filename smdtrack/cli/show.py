@@ -1,6 +1,5 @@
 """`smdtrack show`: one run in the terminal."""
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smdtrack.cli._runs import RUN_HELP, check_globs, open_runs, print_table, source_options
+from smdtrack.cli._runs import as_json as dump
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,11 +30,11 @@ def command(run: str, folder: Path, tracking_uri: str | None, globs: tuple[str, 
     from smdtrack.report.facts import facts_of
 
     ((letter, opened),) = open_runs([run], folder, tracking_uri)
-    check_globs(globs, [opened])
+    check_globs(globs, opened.run.info.weights)
     facts = facts_of(opened, letter, globs)
     diagnosis = diagnose(facts)
     if as_json:
-        click.echo(json.dumps(_document(facts, diagnosis), indent=2, default=str))
+        click.echo(dump(_document(facts, diagnosis)))
         return
     from smdtrack.cli._runs import console
 

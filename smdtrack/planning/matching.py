@@ -11,8 +11,9 @@ from smdtrack.theory.line import Line
 def matched_angle(line: Line, factor: float, match: Match, growth: float | None = None) -> float:
     """Returns the angle of one new step, in radian, if it covers as many images as `factor` old steps.
 
-    "epoch": the decay per image stays the same, hence `Delta' = sqrt(k) Delta`. Over many steps the weight then turns
-    as far per image as before: over n old steps the squared angle tends to `2 gamma n`, whatever the momentum.
+    "epoch": the decay per image stays the same, hence `Delta' = sqrt(k) Delta` up to terms of higher order in gamma.
+    Over many steps the weight then turns as far per image as before: over n old steps the squared angle tends to
+    `2 gamma n`, whatever the momentum.
     "step": the angle of one step stays the same.
     "k-steps": the angle of k old steps with gradients uncorrelated in time, `Delta' = theta_k` (see `Line.lag_angle`).
 
@@ -60,12 +61,17 @@ def typical_rms(shape: tuple[int, ...]) -> float:
     return math.sqrt(2 / (shape[0] * math.prod(shape[2:])))
 
 
+def relative_update(line: Line) -> float:
+    """Returns the length of an update over the norm at equilibrium, `sqrt(2 gamma / R)` to first order in gamma."""
+    return math.sqrt(2 * (line.decay_rate or 0.0) / (line.memory or 1.0))
+
+
 def equilibrium_rms(line: Line, recipe: Recipe, shape: tuple[int, ...]) -> float | None:
     """Returns the RMS of a weight's elements at equilibrium; None if it depends on the size of the gradients.
 
-    Derived here: a normalised update has elements of RMS `lr sqrt(S)` and a length of `Delta ||w||`. LAMB's trust ratio
-    is ||w|| over the length of the normalised update, and it settles where the decay balances the growth, at
-    `lr R / (2 wd)`.
+    Derived here: a normalised update has elements of RMS `lr sqrt(S)` and a length of `sqrt(2 gamma/R) ||w||`.
+    LAMB's trust ratio is ||w|| over the length of the normalised update, and it settles where the decay balances the
+    growth, at `lr R / (2 wd)`.
     """
     if line.updates is None or line.updates.energy is None or not line.angular_update:
         return None
@@ -73,6 +79,6 @@ def equilibrium_rms(line: Line, recipe: Recipe, shape: tuple[int, ...]) -> float
         return math.sqrt(line.updates.energy) * recipe.lr * line.updates.memory / (2 * recipe.weight_decay)
     if line.norm_exponent != 0 or line.trust is not None:
         return None
-    rms = (line.step_size or recipe.lr) * math.sqrt(line.updates.energy) / line.angular_update
+    rms = (line.step_size or recipe.lr) * math.sqrt(line.updates.energy) / relative_update(line)
     # NovoGrad divides by the norm of the whole gradient instead of its elements' size.
     return rms / math.sqrt(math.prod(shape)) if line.optimizer == "NovoGrad" else rms

@@ -21,7 +21,7 @@ from typing import Any
 
 from smdtrack.notices import SmdtrackError
 from smdtrack.planning.lr_schedule import DEFAULT_DECAY_EPOCHS, SCHEDULES, line_at_peak, schedule_exponent
-from smdtrack.planning.matching import equilibrium_rms, matched_angle, typical_rms
+from smdtrack.planning.matching import equilibrium_rms, matched_angle, relative_update, typical_rms
 from smdtrack.planning.recipe import ENDS_AT_MIN_LR, Recipe
 from smdtrack.planning.solve import round_to_digits, solve_for_angle
 from smdtrack.planning.target import SGD_LEARNING_RATE, Target
@@ -75,7 +75,7 @@ def translate(recipe: Recipe, target: Target, shape: tuple[int, ...] = (64, 64, 
     if not before.angular_update:
         raise SmdtrackError(f"the recipe has no equilibrium angle to keep: {before.reason or 'its line is not known'}")
     factor = target.step_factor
-    wanted = matched_angle(before, factor, target.match, target.growth)
+    wanted = _wanted_angle(recipe, before, target, shape)
     changed = _with_optimizer(recipe, target)
     if target.epochs is not None:
         changed = _with_length(changed, target.epochs / recipe.epochs, target.epochs)
@@ -102,6 +102,18 @@ def translate(recipe: Recipe, target: Target, shape: tuple[int, ...] = (64, 64, 
     return Translation(recipe, after_recipe, before, after, changes, tuple(kept), tuple(not_kept))
 
 
+def _wanted_angle(recipe: Recipe, before: Line, target: Target, shape: tuple[int, ...]) -> float:
+    """Returns the angle that a step of the translated recipe shall turn, in radian."""
+    factor = target.step_factor
+    if target.match == "epoch" and factor != 1 and before.trust is None:
+        # Exactly k times the decay per step. `matched_angle` is this angle to first order in the decay.
+        line = line_at_peak(replace(recipe, weight_decay=recipe.weight_decay * factor), shape)
+        if not line.angular_update:
+            raise SmdtrackError(f"the decay per epoch cannot be kept at {factor:.4g} times the batch: {line.reason}")
+        return line.angular_update
+    return matched_angle(before, factor, target.match, target.growth)
+
+
 def _solve(
     changed: Recipe, target: Target, before: Line, wanted: float, source: Recipe, shape: tuple[int, ...]
 ) -> tuple[Recipe, Line]:
@@ -118,7 +130,7 @@ def _solve(
         return _with_norm_of_trust_ratio(first.recipe, first.line, before, source, shape)
     if target.lr is not None:
         return first.recipe, first.line
-    lr = _lr_for_norm(first.line, wanted, before, source, target.batch_factor, shape)
+    lr = _lr_for_norm(first.line, before, source, target.batch_factor, shape)
     if lr is None:
         lr = source.lr if before.norm_exponent == first.line.norm_exponent else SGD_LEARNING_RATE
     solution = solve_for_angle(_at_lr(changed, round_to_digits(lr)), wanted, shape)
@@ -130,7 +142,7 @@ def _at_lr(recipe: Recipe, lr: float) -> Recipe:
 
 
 def _lr_for_norm(
-    after: Line, wanted: float, before: Line, source: Recipe, batch_factor: float, shape: tuple[int, ...]
+    after: Line, before: Line, source: Recipe, batch_factor: float, shape: tuple[int, ...]
 ) -> float | None:
     """Returns the learning rate that keeps the equilibrium norm; None if it cannot be told."""
     energy = None if after.updates is None else after.updates.energy
@@ -140,13 +152,13 @@ def _lr_for_norm(
     if after.norm_exponent == 1:
         if before.norm_exponent != 1 or not before.angular_update:
             return None
-        ratio = wanted / before.angular_update * math.sqrt(energy_before / energy)
+        ratio = relative_update(after) / relative_update(before) * math.sqrt(energy_before / energy)
         return source.lr * ratio * math.sqrt(batch_factor)
     if after.norm_exponent != 0:
         return None
     rms = equilibrium_rms(before, source, shape) or typical_rms(shape)
     length = math.sqrt(math.prod(shape)) if after.optimizer == "NovoGrad" else 1.0
-    return wanted * rms * length / math.sqrt(energy)
+    return relative_update(after) * rms * length / math.sqrt(energy)
 
 
 def _with_norm_of_trust_ratio(

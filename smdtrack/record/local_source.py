@@ -1,24 +1,23 @@
 """Local records: the list of a folder's runs, and the run that a person means by a part of its name."""
 
-import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smdtrack.names import did_you_mean
-from smdtrack.notices import SmdtrackError, reason_of
+from smdtrack.notices import SmdtrackError
+from smdtrack.record.head import RUN_FILE, read_head
 from smdtrack.record.opened_run import OpenedRun
+from smdtrack.record.process import is_alive
 from smdtrack.record.reader import read_run
 from smdtrack.record.run import Run
+from smdtrack.record.sample_files import read_sample_file, sample_files
 from smdtrack.record.script_output import script_output
-from smdtrack.record.store import RUN_FILE
 
-#: A running training writes at least once in this many seconds, unless a sampled step takes longer.
+#: A record that another host writes counts as killed after this many seconds without a new sample.
 SILENT_SECONDS = 600.0
 _LAST = re.compile(r"last(?:~(\d+))?")
 _MOST_NAMES = 5
@@ -34,6 +33,7 @@ class RunHead:
         weights: Number of weights that the run measures.
         samples: Number of sampled steps; None if the record does not say it.
         verdict: Of the stored summary; None if there is none.
+        process: Which process records the run.
         damage: Why `run.json` could not be read; None if it could.
     """
 
@@ -47,6 +47,7 @@ class RunHead:
     weights: int = 0
     samples: int | None = None
     verdict: str | None = None
+    process: Mapping[str, Any] = field(default_factory=dict)
     damage: str | None = None
 
 
@@ -100,10 +101,16 @@ def open_local(folder: Path) -> OpenedRun:
     """
     run = read_run(folder)
     head = _head(folder)
-    notes = [*_state_of(run, folder)]
+    notes = [*_missing(run, head), *run.damage]
     output = script_output(run.info.params.get("command"), folder, head.created, head.ended)
     return OpenedRun(
-        run, "local record", str(folder), head.ended, output.settings, output.metrics, (*notes, *output.notes)
+        replace(run, status=state_of(head)),
+        "local record",
+        str(folder),
+        head.ended,
+        output.settings,
+        output.metrics,
+        (*notes, *output.notes),
     )
 
 
@@ -113,41 +120,51 @@ def seconds_silent(folder: Path) -> float:
     return max(0.0, time.time() - max(times, default=0.0))
 
 
-def _state_of(run: Run, folder: Path) -> list[str]:
-    if run.status != "running":
-        return []
-    silent = seconds_silent(folder)
-    if silent < SILENT_SECONDS:
+def state_of(head: RunHead) -> str:
+    """Returns the status, with `killed` for a run that has no recorded end and whose process is gone."""
+    if head.status != "running":
+        return head.status
+    alive = is_alive(head.process)
+    if alive is None:  # another host wrote it: judge by the files
+        alive = seconds_silent(head.folder) < SILENT_SECONDS
+    return "running" if alive else "killed"
+
+
+def _missing(run: Run, head: RunHead) -> list[str]:
+    last = f"the last sample is step {run.steps[-1]}" if len(run.steps) else "no step was sampled"
+    if state_of(head) == "running":
         return ["the training is running: all samples written so far are shown, there is no final summary yet"]
-    last = f"step {run.steps[-1]}" if len(run.steps) else "no step"
-    return [f"the record has no end and nothing was written for {_duration(silent)}: killed; the last sample is {last}"]
+    if head.status in ("running", "killed"):
+        return [f"the record has no end, the training was killed: {last}"]
+    return []
 
 
 def _head(folder: Path) -> RunHead:
     try:
-        head = json.loads((folder / RUN_FILE).read_text())
-        summary = head.get("summary") or {}
-        return RunHead(
-            folder=folder,
-            id=str(head["id"]),
-            name=str(head["name"]),
-            created=float(head["created"]),
-            ended=head.get("ended"),
-            status=str(head["status"]),
-            params=head["params"],
-            weights=len(head["weights"]),
-            samples=head.get("samples"),
-            verdict=summary.get("verdict"),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return RunHead(folder, name=folder.name, created=_made(folder), damage=reason_of(error))
+        head = read_head(folder)
+    except SmdtrackError as error:
+        return RunHead(folder, name=folder.name, created=_made(folder), damage=str(error))
+    verdict = (head.summary or {}).get("verdict")
+    return RunHead(
+        folder=folder,
+        id=head.info.id,
+        name=head.info.name,
+        created=head.info.created,
+        ended=head.ended,
+        status=head.status,
+        params=head.info.params,
+        weights=len(head.info.weights),
+        samples=head.samples,
+        verdict=verdict if isinstance(verdict, str) else None,
+        process=head.process,
+    )
 
 
 def count_samples(folder: Path) -> int | None:
-    """Returns the number of sampled steps of a record, read from its sample files; None if none can be read."""
+    """Returns the number of samples of a record whose head does not have it; None if its files cannot be read."""
     try:
-        return len(np.unique(read_run(folder).steps))
-    except SmdtrackError:
+        return sum(len(batch.steps) for path in sample_files(folder) for batch in read_sample_file(path, [], True))
+    except OSError:
         return None
 
 
@@ -164,10 +181,3 @@ def _middle(name: str) -> str:
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

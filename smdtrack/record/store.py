@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from smdtrack.record.sample_files import batch_of, column_widths, next_sample_fi
 __all__ = ["DEFAULT_FOLDER", "RUN_FILE", "SCHEMA_VERSION", "LocalStore", "new_run_folder"]
 
 DEFAULT_FOLDER = "smdtrack-runs"
+#: A sample file is new; an existing one is never overwritten.
+FILE_MODE = "xb"
 
 
 def new_run_folder(parent: Path, name: str) -> tuple[str, Path]:
@@ -103,7 +106,7 @@ class LocalStore:
     def _open_file(self) -> None:
         path = next_sample_file(self.folder)
         # Unbuffered: a buffer that could not be written would be written again when the file is closed.
-        self._file = path.open("xb", buffering=0)
+        self._file = path.open(FILE_MODE, buffering=0)
         try:
             self._stream = pa.ipc.new_stream(self._file, schema_of(self._widths))
         except Exception:
@@ -120,7 +123,20 @@ class LocalStore:
     def _take_back(self, length: int) -> None:
         """Cuts the file to its whole batches and leaves it; the next `append` begins another one."""
         file, self._file, self._stream = self._file, None, None
-        try:
+        with suppress(OSError):  # the reader leaves out an incomplete batch, should it stay
             os.ftruncate(file.fileno(), length)
-        finally:
-            file.close()
+        file.close()
+
+
+def close_killed(head: Head, ended: float | None, samples: int, summary: Mapping[str, Any] | None) -> Head:
+    """Stores that a run's process was killed, with the summary that the process could not write. Returns the new head.
+
+    Args:
+        head: Of the record, whose status is `running`.
+        ended: Time of the last sample in seconds since the epoch; None if there is no sample.
+        samples: Number of samples.
+        summary: The summary of the samples; None if there is no sample.
+    """
+    closed = replace(head, status="killed", ended=ended, samples=samples, summary=summary, schema=SCHEMA_VERSION)
+    write_head(closed)
+    return closed

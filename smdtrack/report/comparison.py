@@ -1,7 +1,7 @@
 """Runs side by side: how each weight's angular update changed, and how theory says that it must."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class WeightChange:
         angle_eq_change: Of the equilibrium line: what theory predicts once both runs are in equilibrium.
         agreement: `angle_change / angle_pred_change`; with the equilibrium line where there is no other.
         excess: `angle_change / angle_eq_change`.
+        growth_change, decay_change: Of the two forces on the squared norm: growth by the updates, shrinking by decay.
+        memory_change: Of the measured memory of the updates.
         error: Relative standard error of `angle_change`, from sampling only some of the steps.
         settled: Whether the weight is in equilibrium: in the baseline, in the run.
     """
@@ -45,6 +47,9 @@ class WeightChange:
     norm_change: float | None
     norm_eq_change: float | None
     effective_grad_change: float | None
+    growth_change: float | None
+    decay_change: float | None
+    memory_change: float | None
     travel_change: float | None
     settled: tuple[bool | None, bool | None]
 
@@ -95,11 +100,19 @@ def compare(runs: Sequence[RunFacts]) -> Comparison:
     """
     if len(runs) < 2:
         raise SmdtrackError("one run only: a comparison takes two or more")
+    runs = _with_rates_of_one_kind(runs)
     return Comparison(
         tuple(runs),
         tuple(_change(runs[0], run) for run in runs[1:]),
         compare_settings([run.settings for run in runs]),
     )
+
+
+def _with_rates_of_one_kind(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Takes the noted learning rate of all runs if one of them does not have the script's."""
+    if all(run.seen_lr is None for run in runs) or all(run.seen_lr is not None for run in runs):
+        return list(runs)
+    return [run if run.seen_lr is None else replace(run, settings={**run.settings, "lr": run.seen_lr}) for run in runs]
 
 
 def _change(baseline: RunFacts, run: RunFacts) -> RunChange:
@@ -148,6 +161,11 @@ def _weight_change(baseline: RunFacts, run: RunFacts, before: WeightSummary, aft
     angle = _over(after.angle, before.angle)
     pred = _over(after.angle_pred, before.angle_pred)
     line = _over(after.angle_eq, before.angle_eq)
+
+    def changed(family: str) -> float | None:
+        values = (facts.window.get(family, {}).get(before.key) for facts in (run, baseline))
+        return _over(*values)
+
     travels = (baseline.travel.get(before.key), run.travel.get(after.key))
     return WeightChange(
         key=before.key,
@@ -162,7 +180,10 @@ def _weight_change(baseline: RunFacts, run: RunFacts, before: WeightSummary, aft
         time_constant_change=_over(after.time_constant, before.time_constant),
         norm_change=_over(after.norm, before.norm),
         norm_eq_change=_over(after.norm_eq, before.norm_eq),
-        effective_grad_change=_over(run.gradients.get(after.key), baseline.gradients.get(before.key)),
+        effective_grad_change=changed("effective_grad"),
+        growth_change=changed("growth"),
+        decay_change=changed("decay"),
+        memory_change=changed("memory"),
         travel_change=_over(*(travel.turned if travel else None for travel in reversed(travels))),
         settled=(is_settled(before), is_settled(after)),
     )
@@ -192,6 +213,9 @@ QUANTITIES = (
     "norm_eq_change",
     "time_constant_change",
     "effective_grad_change",
+    "growth_change",
+    "decay_change",
+    "memory_change",
     "travel_change",
 )
 

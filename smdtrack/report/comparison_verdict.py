@@ -1,8 +1,9 @@
 """The verdict on a comparison, in sentences that name the cause."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from smdtrack.record.opened_run import Setting
 from smdtrack.record.summary import EQUILIBRIUM_BAND
 from smdtrack.report.comparison import Comparison, RunChange, WeightChange
 from smdtrack.report.facts import RunFacts
@@ -86,6 +87,12 @@ def _headline(baseline: RunFacts, change: RunChange) -> str:
         after = f" for {_and(causes)}" if causes else ""
         return f"{turns}; there is no line for both, so nothing is predicted{after}."
     moved = abs(math.log(line)) > math.log(_MOVED)
+    if causes and not _explains(baseline.settings, change.run.settings, line):
+        return (
+            f"{turns}{_prediction([], measured, line, drift, named=False)} The recorded settings differ by"
+            f" {_and(causes)}, which is not how the line moved: a schedule changed the rate, or the optimizer has a line"
+            " of another kind."
+        )
     if not causes and moved:
         causes = _schedule_cause(baseline, change.run)
     if not causes and not moved:
@@ -95,11 +102,21 @@ def _headline(baseline: RunFacts, change: RunChange) -> str:
     return turns + _prediction(causes, measured, line, drift)
 
 
-def _prediction(causes: Sequence[str], measured: float, line: float, drift: float | None) -> str:
+def _explains(one: Mapping[str, Setting], other: Mapping[str, Setting], line: float) -> bool:
+    """Whether the line moved as sqrt(lr x wd), if nothing else of the line differs; True if that cannot be told."""
+    same_otherwise = all(same(one.get(name), other.get(name)) for name in ("optimizer", *_LINE_SETTINGS))
+    values = [number(settings, name) for settings in (other, one) for name in ("lr", "weight_decay")]
+    if not same_otherwise or not all(values):
+        return True
+    lr, decay, lr_before, decay_before = (value or 1.0 for value in values)
+    return _near(line, math.sqrt(lr * decay / (lr_before * decay_before)))
+
+
+def _prediction(causes: Sequence[str], measured: float, line: float, drift: float | None, named: bool = True) -> str:
     """The rest of the headline: what the changed settings predict, and whether that was measured."""
     who = _and(causes) or "the line"
     verb = "predict" if len(causes) > 1 else "predicts"
-    unnamed = "" if causes else " No recorded setting says why the line moved."
+    unnamed = "" if causes or not named else " No recorded setting says why the line moved."
     if _near(measured, line):
         return f", as {who} {verb} ({times(line)} at equilibrium).{unnamed}"
     if drift is not None and _near(measured, drift):

@@ -6,12 +6,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from smdtrack.record.opened_run import OpenedRun, Setting
 from smdtrack.record.run import Floats, Run, TrackedWeight
-from smdtrack.record.summary import EQUILIBRIUM_BAND, Summary, WeightSummary, summarize
-from smdtrack.report.settings import settings_of, steps_per_epoch
+from smdtrack.record.summary import EQUILIBRIUM_BAND, Summary, WeightSummary, diverged_at, summarize
+from smdtrack.report.forces import growth_and_decay, line_memory, measured_memory
+from smdtrack.report.settings import number, settings_of, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,11 @@ class RunFacts:
     Attributes:
         letter: A, B, ... in the order in which the runs were given.
         status: As in `Run`, or `diverged` where the measured values stopped being finite.
-        settings: Of smdtrack and of the script, merged.
+        settings: Of smdtrack and of the script, merged; the learning rate is the script's, if it is known.
+        seen_lr: The learning rate that smdtrack noted; in older records the first of a warm-up.
         travel: By weight.
+        window: What explains the angle, over the summary's window and by weight, as far as the source has it: RMS of
+            `effective_grad`, means of `growth`, `decay` and `memory` (measured over that of white gradients).
         steps_per_epoch: None if the run does not say how long an epoch is.
         overview: Last value of each metric of the whole network (`smd/...`).
         diverged_at: First step whose measured values are not finite; None if there is none.
@@ -53,10 +56,11 @@ class RunFacts:
     notes: tuple[str, ...]
     metrics: Mapping[str, float]
     settings: Mapping[str, Setting]
+    seen_lr: Setting | None
     weights: tuple[TrackedWeight, ...]
     summary: Summary | None
     travel: Mapping[str, Travel]
-    gradients: Mapping[str, float]
+    window: Mapping[str, Mapping[str, float]]
     samples: int
     first_step: int
     last_step: int
@@ -94,10 +98,11 @@ def facts_of(opened: OpenedRun, letter: str = "A", globs: Sequence[str] = (), un
         notes=opened.notes,
         metrics=opened.metrics,
         settings=settings_of(run.info.params, opened.settings),
+        seen_lr=run.info.params.get("lr") if number(opened.settings, "lr") is not None else None,
         weights=run.info.weights,
         summary=summary,
         travel=_travel(run, summary),
-        gradients=_gradients(run, summary),
+        window=_window(run, summary),
         samples=len(run.steps),
         first_step=int(run.steps[0]) if len(run.steps) else 0,
         last_step=int(run.steps[-1]) if len(run.steps) else 0,
@@ -145,7 +150,7 @@ def until_step(run: Run, last: float) -> Run:
 
 def summary_of(run: Run) -> Summary | None:
     """Returns the summary: computed from the samples, or the stored one where a tracker lacks what it takes."""
-    if run.summary is not None and "memory" not in run.values and run.summary.get("weights"):
+    if run.summary is not None and line_memory(run) is None and run.summary.get("weights"):
         return _stored(run.summary)
     return summarize(run)
 
@@ -153,18 +158,6 @@ def summary_of(run: Run) -> Summary | None:
 def is_settled(row: WeightSummary) -> bool | None:
     """Whether a weight is in equilibrium; None where it has no equilibrium line."""
     return None if row.angle_ratio is None else abs(row.angle_ratio - 1) <= EQUILIBRIUM_BAND
-
-
-def diverged_at(run: Run) -> int | None:
-    """Returns the first step from which on no weight's angle and norm are finite; None if the last sample has some."""
-    angles, norms = run.values.get("angle"), run.values.get("norm")
-    if angles is None or norms is None or not len(run.steps) or not angles.shape[1]:
-        return None
-    finite: npt.NDArray[np.bool_] = np.logical_and(np.isfinite(norms).any(axis=1), np.isfinite(angles).any(axis=1))
-    if finite[-1]:
-        return None
-    last = int(np.flatnonzero(finite)[-1]) if finite.any() else -1
-    return int(run.steps[last + 1])
 
 
 def time_constants(run: Run) -> Floats | None:
@@ -222,19 +215,27 @@ def _travel(run: Run, summary: Summary | None) -> dict[str, Travel]:
     return found
 
 
-def _gradients(run: Run, summary: Summary | None) -> dict[str, float]:
-    """RMS of the effective gradient over the summary's window, by weight."""
-    table = run.values.get("effective_grad")
-    if table is None or summary is None:
+def _window(run: Run, summary: Summary | None) -> dict[str, dict[str, float]]:
+    if summary is None:
         return {}
     inside = (run.steps >= summary.first_step) & (run.steps <= summary.last_step)
     found = {}
-    for index, weight in enumerate(run.info.weights):
-        column = table[inside, index]
-        column = column[np.isfinite(column)]
-        if len(column):
-            found[weight.key] = float(np.sqrt(np.mean(column**2)))
+    if "effective_grad" in run.values:
+        squares = _means(run, run.values["effective_grad"][inside] ** 2)
+        found["effective_grad"] = {key: float(np.sqrt(value)) for key, value in squares.items()}
+    forces, memory = growth_and_decay(run), measured_memory(run)
+    if forces is not None:
+        found |= {"growth": _means(run, forces[0][inside]), "decay": _means(run, forces[1][inside])}
+    if memory is not None:
+        found["memory"] = _means(run, memory[inside])
     return found
+
+
+def _means(run: Run, table: Floats) -> dict[str, float]:
+    """Returns the mean of each weight's finite values."""
+    columns = {weight.key: table[:, index] for index, weight in enumerate(run.info.weights)}
+    finite = {key: column[np.isfinite(column)] for key, column in columns.items()}
+    return {key: float(column.mean()) for key, column in finite.items() if len(column)}
 
 
 def _stored(document: Mapping[str, Any]) -> Summary:

@@ -36,7 +36,7 @@ from smdtrack.report.page_figures import (
 from smdtrack.report.page_tables import audit_table, change_table, run_table, settings_table, sources, weight_table
 from smdtrack.report.page_view import PageView, view_of
 from smdtrack.report.script_metrics import shown_metrics
-from smdtrack.report.svg import MOST_DECADES
+from smdtrack.report.svg import DECADES_ABOVE, DECADES_BELOW
 from smdtrack.report.travel import overall_travel
 
 _NO_NETWORK = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -257,7 +257,8 @@ def _data(view: PageView, maps: Sequence[object]) -> dict[str, object]:
         "curves": curves,
         "pool": data.pool,
         "maps": heat,
-        "decades": MOST_DECADES,
+        "below": DECADES_BELOW,
+        "above": DECADES_ABOVE,
     }
 
 

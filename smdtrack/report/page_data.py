@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from smdtrack.record.run import Floats, Run
+from smdtrack.report.forces import growth_and_decay, measured_memory
 from smdtrack.report.heat_map import HeatMap
 from smdtrack.report.minmax import Columns, columns, thin
 
@@ -19,6 +20,8 @@ _MOST_POINTS, _FEWEST_POINTS = 4000, 160
 #: Two bytes a point, four characters for three bytes.
 _CHARACTERS_A_POINT = 2 * 4 / 3
 _LEVELS = 65534
+#: `memory` is the line's in older records, so the measured one is drawn under this name.
+_MEMORY = "measured_memory"
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def chart_plans(runs: Sequence[Run]) -> list[ChartPlan]:
         ),
         ChartPlan("Effective gradient: norms of gradient x weight", 1, "", (("effective_grad", "solid", "measured"),)),
     ]
-    if "memory_measured" in families:
-        plans.append(ChartPlan("Memory of the updates", 1, "", (("memory_measured", "solid", "measured / white"),)))
+    if _MEMORY in families:
+        plans.append(ChartPlan("Memory of the updates", 1, "", ((_MEMORY, "solid", "measured / white"),)))
     plans += [
         ChartPlan(
             f"Angle over {lag} steps",
@@ -72,19 +75,27 @@ def chart_plans(runs: Sequence[Run]) -> list[ChartPlan]:
         )
         for lag in lags
     ]
+    plans += [
+        ChartPlan(
+            f"Turning efficiency over {lag} steps",
+            1,
+            "",
+            ((f"efficiency_k{lag}", "solid", "angle over that of uncorrelated steps"),),
+            logarithmic=False,
+        )
+        for lag in lags
+    ]
     return [plan for plan in plans if any(family in families for family, _, _ in plan.curves)]
 
 
 def families_of(run: Run) -> dict[str, Floats]:
-    """Returns the run's families with the two forces, which follow from angle and memory if they were not measured.
-
-    By the theory `||w||^2` grows by `R Delta^2` per step, relative to itself, and shrinks by `R Delta_eq^2 = 2 gamma`.
-    """
+    """Returns the run's families with the two forces on the norm, and the measured memory under a name of its own."""
     families = dict(run.values)
-    memory = families.get("memory")
-    if memory is not None and "growth" not in families and {"angle", "angle_eq"} <= families.keys():
-        families["growth"] = families["angle"] ** 2 * memory
-        families["decay"] = families["angle_eq"] ** 2 * memory
+    forces, memory = growth_and_decay(run), measured_memory(run)
+    if forces is not None:
+        families["growth"], families["decay"] = forces
+    if memory is not None:
+        families[_MEMORY] = memory
     return families
 
 

@@ -47,8 +47,8 @@ class Frame:
 
 
 _RIGHT, _TOP, _BOTTOM = 8, 8, 20
-#: Decades that a logarithmic axis shows below its largest value; a start near zero would flatten everything else.
-MOST_DECADES = 2.5
+#: Decades that a logarithmic axis shows below and above the median value; the start of a run is often far outside.
+DECADES_BELOW, DECADES_ABOVE = 2.5, 1.0
 #: A curve is drawn across gaps of at most this many times its usual distance of points: some values exist at every
 #: other sample only.
 _LONGEST_GAP = 3
@@ -88,7 +88,7 @@ def chart(curves: Sequence[Curve], frame: Frame) -> str:
             parts.append(f'<path class="reference" d="M{frame.left} {height:.1f}H{frame.width - _RIGHT}"/>')
     for curve, y in drawn:
         path = _path(
-            frame.left + (curve.x - x_low) * x_scale, np.minimum(_TOP + (high - y) * y_scale, frame.height - _BOTTOM)
+            frame.left + (curve.x - x_low) * x_scale, np.clip(_TOP + (high - y) * y_scale, 0, frame.height - _BOTTOM)
         )
         if path:
             parts.append(f'<path class="{curve.style}" d="{path}"/>')
@@ -120,7 +120,8 @@ def _range(values: Floats, frame: Frame) -> tuple[float, float]:
         level = math.log10(frame.reference) if frame.logarithmic else frame.reference
         low, high = min(low, level), max(high, level)
     if frame.logarithmic:
-        low = max(low, high - MOST_DECADES)
+        middle = float(np.median(values))
+        low, high = max(low, middle - DECADES_BELOW), min(high, middle + DECADES_ABOVE)
     margin = (high - low) * 0.06 or (0.05 if frame.logarithmic else abs(high) * 0.05 or 1.0)
     return low - margin, high + margin
 

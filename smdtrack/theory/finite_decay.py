@@ -59,6 +59,21 @@ def angle(decay_rate: float, overlap: float, growth: float = 0.0) -> float:
     return math.atan2(math.sqrt(max(0.0, x - (overlap * x) ** 2)), 1 - decay_rate + overlap * x)
 
 
+def angle_over_window(squared_equilibrium: float, log_norm2_drift: float, drift_memory: float) -> float:
+    """Returns the RMS angle per step that is expected over a window in which the settings may change.
+
+    The squared line is linear in decay and drift, so that both are averaged over the same steps before the root is
+    taken: `sqrt(max(0, <angle_eq^2> + drift/drift_memory))`. Taking the line at each step with the drift of the window
+    would count the steps at which it is below zero as zero. That matters at the end of a cosine.
+
+    Args:
+        squared_equilibrium: Mean of the squared equilibrium angles of the window.
+        log_norm2_drift: Change of ln ||w||^2 over the window, per step.
+        drift_memory: Of `Line.drift_memory`.
+    """
+    return math.sqrt(max(0.0, squared_equilibrium + log_norm2_drift / drift_memory))
+
+
 def angle_of_chord(squared_chord: float) -> float:
     """Returns the angle in radian between two vectors of the same length, from their squared distance over r."""
     return 2 * math.asin(min(1.0, math.sqrt(max(0.0, squared_chord)) / 2))

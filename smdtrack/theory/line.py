@@ -112,7 +112,7 @@ class Line:
             return max(0.0, pull * share / math.sqrt(self.memory))
         if self.overlap is not None:
             return finite_decay.angle(self.decay_rate, self._overlap_at(log_norm2_drift), math.expm1(log_norm2_drift))
-        squared = 2 * self.decay_rate + log_norm2_drift * self._relaxation
+        squared = 2 * self.decay_rate + log_norm2_drift * self.relaxation
         return finite_decay.angle_of_chord(squared / self.memory)
 
     def _overlap_at(self, log_norm2_drift: float) -> float:
@@ -126,8 +126,8 @@ class Line:
         return self.overlap * finite_decay.overlap(drifting.autocorrelation, decay_rate) / still
 
     @property
-    def _relaxation(self) -> float:
-        """2 gamma / c, nearly 1; see `drift_corrected`."""
+    def relaxation(self) -> float:
+        """2 gamma / c of decay that is part of the gradient, nearly 1; see `drift_corrected`."""
         if not self.decay_rate or self.decay_rate >= 0.5:
             return 1.0
         delay = self.updates.delay if self.coupled and self.updates is not None else 0.0

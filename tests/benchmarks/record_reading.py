@@ -48,7 +48,8 @@ def main(samples: int = 100_000, weights: int = 60) -> None:
     assert run.values["angle"].shape == (samples, weights)
     print(
         f"{samples} samples x {weights} weights, {size / 1e6:.0f} MB:"
-        f" read {read - began:.2f} s, summary {summed - read:.2f} s, together {summed - began:.2f} s ({cpu:.2f} s of CPU)"
+        f" read {read - began:.2f} s, summary {summed - read:.2f} s, together {summed - began:.2f} s"
+        f" ({cpu:.2f} s of CPU time)"
     )
 
 

@@ -80,7 +80,7 @@ def drawn(tab: Any) -> list[int]:
 def test_the_weight_furthest_from_its_line_is_shown_first(tab: Any, one: Path) -> None:
     open_page(tab, one)
     assert picked(tab) == NAMES[-1]
-    assert drawn(tab) == [3, 2, 2, 1, 1]
+    assert drawn(tab) == [3, 2, 2, 1, 1, 1]
 
 
 def test_keyboard(tab: Any, one: Path) -> None:

@@ -120,3 +120,14 @@ def test_help_has_examples(runner):
     said = compare(runner, "--help").output
     assert "smdtrack compare last~1 last" in said
     assert "mlflow:RUN_ID" in said
+
+
+def test_json_has_no_nan(runner, runs):
+    make_record(runs / "20261103-100000-boom-33333333", nan_from=601, params={"metric": float("nan")})
+    result = compare(runner, "base", "boom", "--json")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    document = json.loads(result.stdout, parse_constant=refuse)
+    assert document["runs"][1]["settings"]["metric"] is None

@@ -1,5 +1,8 @@
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,14 +34,20 @@ def test_json_is_one_document(runner):
     assert (run["lr"], run["weight_decay"], run["weights"]) == (0.1, 5e-3, 5)
     assert run["verdict"].endswith("all are in equilibrium")
     assert run["damage"] is None
+    assert run["samples"] == 300
 
 
 def test_running_killed_and_damaged_runs(runner):
     runs = Path("smdtrack-runs")
     make_record(runs / "going", status="running")
-    killed = make_record(runs / "killed", status="running")
-    for file in killed.iterdir():
+    elsewhere = make_record(runs / "killed elsewhere", status="running")
+    change_head(elsewhere, process={"host": "another", "pid": 1, "started": 0})
+    for file in elsewhere.iterdir():
         os.utime(file, (time.time() - 5000, time.time() - 5000))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    killed = make_record(runs / "killed", status="running")
+    change_head(killed, process={"host": socket.gethostname(), "pid": ended.pid, "started": time.time()})
     damaged = make_record(runs / "damaged")
     (damaged / "run.json").write_text('{"schema": 1')
     strange = make_record(runs / "strange")
@@ -46,7 +55,15 @@ def test_running_killed_and_damaged_runs(runner):
     result = runner.invoke(main, ["list", "--json"])
     assert result.exit_code == 0
     status = {run["name"]: run["status"] for run in json.loads(result.stdout)}
-    assert status == {"going": "running", "killed": "killed", "damaged": "unreadable", "strange": "unreadable"}
+    assert status == {
+        "going": "running",
+        "killed": "killed",
+        "killed elsewhere": "killed",
+        "damaged": "unreadable",
+        "strange": "unreadable",
+    }
+    samples = {run["name"]: run["samples"] for run in json.loads(result.stdout)}
+    assert (samples["going"], samples["killed"]) == (300, 300)
     assert runner.invoke(main, ["list"]).exit_code == 0
 
 

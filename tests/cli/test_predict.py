@@ -414,7 +414,9 @@ def test_layer_decay_has_a_line_for_each_learning_rate_of_the_model():
     assert scales == sorted(scales)
     assert len(scales) > 2
     for group in found["groups"]:
-        assert group["angular_update"] == pytest.approx(found["angular_update"] * math.sqrt(group["lr_scale"]))
+        # The angle is proportional to the root of the decay rate, to first order.
+        expected = found["angular_update"] * math.sqrt(group["lr_scale"])
+        assert group["angular_update"] == pytest.approx(expected, rel=0.01)
         assert group["time_constant"] == pytest.approx(found["time_constant"] / group["lr_scale"])
     assert [finding["code"] for finding in found["findings"]] == ["layer-decay"]
 

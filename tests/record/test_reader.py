@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from smdtrack import SmdtrackError, SmdtrackWarning
+from smdtrack import SmdtrackError
 from smdtrack.record import LocalStore, read_run
 from smdtrack.record.reader import read_sinks
 from smdtrack.record.run import Sample
 from tests.record.runs import run_info, sample
+from tests.said import collected_notices
 
 #: The head of a record of version 1, as that version wrote it.
 HEAD_1 = {
@@ -201,12 +201,12 @@ def test_a_damaged_file_is_read_as_far_as_it_goes_and_said(
     copy: Path, damage: Callable[[Path], Any], steps: list[int]
 ) -> None:
     damage(copy / "samples-001.arrows")
-    with pytest.warns(SmdtrackWarning) as warned:
+    with collected_notices() as notices:
         run = read_run(copy)
     assert run.steps.tolist() == steps
     assert run.values["angle"][:2].tolist() == [[0.1, 0.2], [0.3, 0.4]]
     assert len(run.damage) == 1
-    assert [str(warning.message) for warning in warned] == [f"{copy}: {run.damage[0]}"]
+    assert notices == [f"{copy}: {run.damage[0]}"]
 
 
 def test_flipped_bits_and_cuts_raise_nothing(copy: Path) -> None:
@@ -221,8 +221,7 @@ def test_flipped_bits_and_cuts_raise_nothing(copy: Path) -> None:
         damaged.append(bytes(flipped))
     for changed in damaged:
         path.write_bytes(changed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SmdtrackWarning)
+        with collected_notices():
             run = read_run(copy)
         assert 3 in run.steps, "the other file was read"
 

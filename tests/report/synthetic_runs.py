@@ -88,7 +88,10 @@ def make_record(
             "norm": np.sqrt(squared),
             "norm_eq": norm_eq,
             "effective_grad": effective * (1 + noise * random.standard_normal(count)),
-            "memory": np.full(count, memory),
+            "growth": angle**2 * memory,
+            "decay": np.full(count, 2 * gamma),
+            "memory": np.full(count, 1.0),
+            "line_memory": np.full(count, memory),
             "time_constant": np.full(count, 1 / (4 * gamma)),
         }
         for lag in lags:

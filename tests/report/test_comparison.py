@@ -31,6 +31,9 @@ def test_numbers_against_the_formulas(facts):
         assert change.norm_eq_change == pytest.approx((2 / 2 * 5 / 10) ** 0.25, rel=1e-12)
         assert change.time_constant_change == pytest.approx((0.2 / 4) / 0.1, rel=1e-12)
         assert change.effective_grad_change == pytest.approx(1, rel=1e-9)
+        assert change.decay_change == pytest.approx((0.2 * 1e-2 / 0.2) / (0.1 * 5e-3 / 0.1), rel=1e-9)
+        assert change.growth_change == pytest.approx(change.decay_change, rel=0.01)
+        assert change.memory_change == 1
         assert change.settled == (True, True)
 
 
@@ -107,4 +110,12 @@ def test_an_epoch_of_a_larger_batch_has_fewer_steps(facts):
     large = facts("b", lr=0.4, steps=300, params={"steps_per_epoch": 5, "batch_size": 256})
     assert "An epoch of B has 0.25x the steps, so over an epoch the angles of all steps add up to 0.50x." in said(
         small, large
+    )
+
+
+def test_settings_that_do_not_explain_the_line_are_not_named_as_its_cause(facts):
+    """A record whose rate is that of a warm-up's start, beside one with the recipe's rate."""
+    first, *_ = said(facts("a"), facts("b", seed=1, params={"lr": 0.01}))
+    assert (
+        "as the line predicts (1.00x at equilibrium). The recorded settings differ by lr x 0.1, which is not" in first
     )

@@ -1,4 +1,4 @@
-"""Real pairs of runs on the handwritten digits: each verdict names what was changed, and whether it did as theory says."""
+"""Real pairs of runs on the handwritten digits: each verdict names what was changed, and what that did."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,7 @@ def training(name: str, options: Sequence[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     for name, options in PAIRS.items():
         result = smdtrack(folder, *training(name, options))
@@ -58,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
-    yield folder
+    return folder
 
 
 def verdict(folder: Path, name: str, *options: str) -> list[str]:

@@ -71,6 +71,7 @@ def test_one_run_has_all_parts(tmp_path):
         "Norm",
         "The two forces on the squared norm, per step",
         "Effective gradient: norms of gradient x weight",
+        "Memory of the updates",
         "Angle over 4 steps",
     ]
 

@@ -5,10 +5,11 @@ run before. Where the first fails and the second holds, correlated gradients are
 memories says by how much.
 """
 
+import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +140,8 @@ def _gradients() -> list[Condition]:
     return rows
 
 
+#: Points at which the line is read during a half.
+_CHUNKS = 20
 CONDITIONS = [*_settings(), *_gradients()]
 
 
@@ -156,13 +159,22 @@ def outcome(condition: Condition, seed: int = 0) -> Outcome:
 def _half(simulation: Simulation, steps: int, memory: float) -> tuple[float, float, float]:
     """Runs on; returns measured memory / expected, and the angle over the line and the line with a memory ratio.
 
-    The line may change on the way (NAdam's momentum grows), so that it is taken in the middle.
+    The line changes on the way if NAdam's momentum grows or Adam's denominators fluctuate, so that it is averaged.
     """
-    traces = [simulation.run(steps // 2, sample=0)]
-    line = simulation.line()
-    traces.append(simulation.run(steps - steps // 2, sample=0))
-    whole = Trace(*(one + other for one, other in zip(*(vars(trace).values() for trace in traces), strict=True)))
-    expected = line.expected_memory or math.nan
-    white = line.drift_corrected(whole.drift) or math.nan
-    measured = line.with_memory(memory * expected).drift_corrected(whole.drift) or math.nan
-    return whole.memory(line) / expected, whole.angle / white, whole.angle / measured
+    traces, lines = [], []
+    for _ in range(_CHUNKS):
+        traces.append(simulation.run(steps // _CHUNKS, sample=0))
+        lines.append(simulation.line())
+    columns = zip(*(vars(trace).values() for trace in traces), strict=True)
+    whole = Trace(*(list(itertools.chain(*parts)) for parts in columns))
+    expected = [line.expected_memory or math.nan for line in lines]
+    measured = [whole.memory(line) for line in lines]
+    ratio = sum(measured) / sum(expected)
+    white = _rms([line.drift_corrected(whole.drift) for line in lines])
+    pairs = zip(lines, expected, strict=True)
+    with_memory = _rms([line.with_memory(memory * value).drift_corrected(whole.drift) for line, value in pairs])
+    return ratio, whole.angle / white, whole.angle / with_memory
+
+
+def _rms(values: Sequence[float | None]) -> float:
+    return math.sqrt(sum((value or math.nan) ** 2 for value in values) / len(values))

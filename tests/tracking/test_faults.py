@@ -15,6 +15,8 @@ import torch
 import smdtrack
 from smdtrack.notices import notify
 from smdtrack.record import read_run
+from smdtrack.record import store as store_module
+from smdtrack.record.head import Head
 from smdtrack.record.store import LocalStore
 from smdtrack.sinks import writer as writer_module
 from smdtrack.sinks.memory import MemorySink
@@ -75,12 +77,13 @@ def final(watched: bool, **options: Any) -> tuple[dict[str, Any], list[str], Tra
     return everything(model, [optimizer]), said, tracker
 
 
-def assert_one_warning_and_the_same_bits(said: str, **options: Any) -> Tracker:
+def assert_one_warning_and_the_same_bits(said: str, *more: str, **options: Any) -> Tracker:
     without, _, _ = final(watched=False)
     with_fault, messages, tracker = final(watched=True, **options)
     assert_same_bits(without, with_fault)
-    assert len(messages) == 1, messages
-    assert said in messages[0]
+    assert len(messages) == 1 + len(more), messages
+    for part, message in zip((said, *more), messages, strict=True):
+        assert part in message
     assert tracker is not None
     return tracker
 
@@ -112,7 +115,7 @@ def test_the_decay_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_assembly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SampleBuilder, "_sample", after(3, SampleBuilder._sample))
-    tracker = assert_one_warning_and_the_same_bits("a sample could not be put together")
+    tracker = assert_one_warning_and_the_same_bits("a sample could not be computed")
     assert read_run(tracker.folder).steps.tolist() == [1, 2, 3]
 
 
@@ -139,22 +142,23 @@ def test_the_writer_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_local_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStore, "append", raising)
     sink = MemorySink()
-    tracker = assert_one_warning_and_the_same_bits("the local record in", sinks=[sink])
+    tracker = assert_one_warning_and_the_same_bits(
+        "cannot be written (injected)", f"{STEPS} samples could not be written to ", sinks=[sink]
+    )
     assert len(sink.series("angle/0")) == STEPS
     assert len(read_run(tracker.folder).steps) == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_a_full_disk(self: LocalStore, schema: Any) -> None:
-        import pyarrow as pa
-
-        self._file, self._schema = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"), schema
-        self._writer = pa.ipc.new_stream(self._file, schema)
-
-    monkeypatch.setattr(LocalStore, "_open_part", on_a_full_disk)
+    monkeypatch.setattr("smdtrack.record.store.next_sample_file", lambda folder: Path("/dev/full"))
+    monkeypatch.setattr("smdtrack.record.store.FILE_MODE", "wb")
     sink = MemorySink()
-    assert_one_warning_and_the_same_bits("stopped ([Errno 28] No space left on device); trackers go on", sinks=[sink])
+    assert_one_warning_and_the_same_bits(
+        "cannot be written ([Errno 28] No space left on device); it is tried again every 10 s, and trackers go on",
+        "could not be written to",
+        sinks=[sink],
+    )
     assert len(sink.series("angle/0")) == STEPS
     assert sink.status == "finished"
 
@@ -164,18 +168,19 @@ def test_a_disk_that_fills_up_when_the_head_of_the_record_is_written(
     saves: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 0
-    original = LocalStore._save_head
+    original = store_module.write_head
 
-    def save(self: LocalStore) -> None:
+    def write(head: Head) -> None:
         nonlocal count
         count += 1
         if count > saves:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(self)
+        original(head)
 
-    monkeypatch.setattr(LocalStore, "_save_head", save)
+    monkeypatch.setattr(store_module, "write_head", write)
     sink = MemorySink()
-    assert_one_warning_and_the_same_bits("No space left on device", sinks=[sink])
+    no_space = "No space left on device"
+    assert_one_warning_and_the_same_bits(*[no_space] * (3 - saves), sinks=[sink])
     assert len(sink.series("angle/0")) == STEPS
 
 
@@ -186,7 +191,7 @@ def test_the_queue_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smdtrack.tracking.attach.recording.append_checkpoint", raising)
+    monkeypatch.setattr("smdtrack.sinks.writer.append_checkpoint", raising)
 
     def final_with_a_checkpoint(watched: bool) -> tuple[dict[str, Any], list[str]]:
         seed_everything(4)
@@ -249,7 +254,7 @@ def test_the_clients_of_real_trackers(sink: str, call: str, monkeypatch: pytest.
     wandb.teardown()
 
 
-@pytest.mark.parametrize("method", ["bind", "start", "write", "finish", "where"])
+@pytest.mark.parametrize("method", ["note_script_run", "start", "write", "finish", "destination"])
 def test_a_sink(method: str) -> None:
     good = MemorySink()
     without, _, _ = final(watched=False)

@@ -1,6 +1,7 @@
 """Which steps are sampled."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_as_many_samples_as_a_cycle_has_steps_meet_each_of_its_steps_once(every:
     sampled = [step for step in range(1, 20 * every * cycle) if schedule(step)]
     for first in range(cycle - 1, len(sampled) - cycle, cycle):
         assert len({step % cycle for step in sampled[first : first + cycle]}) == cycle
-    gaps = Counter(later - earlier for earlier, later in zip(sampled, sampled[1:], strict=False))
+    gaps = Counter(later - earlier for earlier, later in pairwise(sampled))
     assert gaps.total() == pytest.approx(20 * cycle, abs=2)
     assert max(gaps) <= every + 1
 

@@ -96,12 +96,18 @@
     const logarithmic = plan.logarithmic;
     const level = value => logarithmic ? Math.log10(value) : value;
     let low = Infinity, high = -Infinity;
+    const seen = [];
     for (const line of lines) for (let i = 0; i < line.y.length; i++) {
       const value = level(line.y[i] * plan.unit);
-      if (line.x[i] >= from && line.x[i] <= to && isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
+      if (line.x[i] >= from && line.x[i] <= to && isFinite(value)) seen.push(value);
     }
+    for (const value of seen) { low = Math.min(low, value); high = Math.max(high, value); }
     if (!isFinite(low)) { low = 0; high = 1; }
-    if (logarithmic) low = Math.max(low, high - data.decades);
+    if (logarithmic && seen.length) {
+      const middle = Float64Array.from(seen).sort()[seen.length >> 1];
+      low = Math.max(low, middle - data.below);
+      high = Math.min(high, middle + data.above);
+    }
     const margin = (high - low) * .06 || (logarithmic ? .05 : Math.abs(high) * .05 || 1);
     low -= margin; high += margin;
     const px = x => left + (x - from) / ((to - from) || 1) * (width - left - right);

@@ -1,5 +1,6 @@
 """The angle over several steps, beside what single steps of the same size would lead to."""
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -18,9 +19,10 @@ _SAMPLES = 4096
 class LagAngles:
     """Computes the values of windows of K steps.
 
-    If K steps of the angle D each are made of updates with the autocorrelation rho, they sum up to the squared length
-    `K R_K D^2` with `R_K = 1 + 2 sum_{j<K} (1 - j/K) rho_j`, and a diffusion over that distance turns the weight by the
-    angle theta with `cos theta = exp(-K R_K D^2 / 2)` (see `Line.lag_angle`).
+    The squared distance between the weights before and after a window is `-2 ln cos theta` for the angle theta between
+    them. Under uncorrelated gradients it is `f K R_K D^2` for K steps of the angle D each, with
+    `R_K = 1 + 2 sum_{j<K} (1 - j/K) rho_j`, the autocorrelation rho of the updates, and a factor f that is 1 for a
+    small decay rate (both from `Line.lag_angle`).
     """
 
     def __init__(self) -> None:
@@ -50,12 +52,22 @@ class LagAngles:
             found[f"angle_k{steps}"] = measured
             if not inside:
                 continue
-            spread = steps * array_of(
-                None if line is None or line.updates is None else line.updates.memory_over(steps) for line in lines
-            )
+            spread = array_of(None if line is None else _spread(line, steps) for line in lines)
             angle, angle_pred = rms([angle for _, angle, _ in inside]), rms([pred for _, _, pred in inside])
             found[f"angle_k{steps}_pred"] = np.arccos(np.exp(-spread * angle_pred**2 / 2))
             cosine = np.cos(measured)
             distance = np.where(cosine > 0, -2 * np.log(cosine), np.nan)
             found[f"efficiency_k{steps}"] = np.sqrt(distance / (spread * angle**2))
         return found
+
+
+def _spread(line: Line, steps: int) -> float | None:
+    """Returns the squared distance over K steps, over the squared angle of one step, under uncorrelated gradients."""
+    if line.updates is None:
+        return None
+    spread = steps * line.updates.memory_over(steps)
+    if not line.angular_update or line.trust is not None:
+        return spread
+    exact = math.cos(line.lag_angle(steps) or 0.0)
+    first_order = math.exp(-spread * line.angular_update**2 / 2)
+    return spread * math.log(exact) / math.log(first_order) if 0 < exact < 1 and 0 < first_order < 1 else spread

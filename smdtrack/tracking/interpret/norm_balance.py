@@ -5,13 +5,12 @@ without it. The squared norm `r = ||w||^2` then changes by
 
     r_after = (1 - g)^2 r + |u|^2 (1 + 2 (1 - g) A),        A = -<w, u> / |u|^2,
 
-so that ln r changes per step by `growth - decay` with `decay = -2 ln(1 - g)` and, for a growth much smaller than 1,
-`growth = x R`, where `x = |u|^2 / r` and `R = 1 + 2 (1 - g) A` is the memory of the updates. All of these follow from
-`<w, w>`, `<w, d>` and `<d, d>`. Derived here: insert d into `|w + d|^2`.
+so that it grows per step by `growth - decay`, relative to r, with `decay = 2 g - g^2`, `growth = x (1 + 2 (1 - g) A)`
+and `x = |u|^2 / r`. All of these follow from `<w, w>`, `<w, d>` and `<d, d>` (see `theory.measured_memory`).
 
-If weight decay passes through the momentum (coupled L2), it acts with the mean delay k of the filter, and no single
-step tells decay and update apart. Then `decay = -2 ln(1 - g (1 + g k))` (see `Line.drift_corrected`), and
-`x = <d, d> / r`, because with that heavy-ball SGD has `growth = x (1 + a) / (1 - a)` at equilibrium for any gradients.
+If weight decay is part of the gradient (coupled), it passes through the momentum, and no single step tells decay and
+update apart. Then `decay = 2 g`, `x = <d, d> / r` and `growth = x R`; the change of ln r counts with the factor
+`Line.relaxation`.
 
 The growth of a single step scatters, so it is averaged over a window of samples. The size of the updates changes within
 the window with the learning rate s and the norm. For a line with the exponent p (see `Line.norm_exponent`), and
@@ -34,6 +33,7 @@ import numpy.typing as npt
 from smdtrack.record.run import Floats
 from smdtrack.record.summary import ROLLING_SAMPLES
 from smdtrack.theory import Line
+from smdtrack.theory.measured_memory import decay_force
 from smdtrack.tracking.interpret.arrays import array_of
 from smdtrack.tracking.interpret.step_values import StepValues
 
@@ -66,20 +66,18 @@ class Balance:
     """The two forces on the norm of each weight at a step, (W,) each; NaN where they are not known.
 
     Attributes:
-        growth: Relative growth of ||w||^2 per step by the updates, at the present learning rate and norm.
-        decay: Relative shrinking of ||w||^2 per step by weight decay.
+        growth: Relative growth of ||w||^2 per step by the updates, at the present learning rate and norm. NaN if a
+            trust ratio ties the updates to the norm.
+        decay: Relative shrinking of ||w||^2 per step by weight decay; NaN likewise.
         memory: Memory of the updates over the window, divided by that of the line: 1 for gradients that are
-            uncorrelated in time.
+            uncorrelated in time. NaN likewise.
+        drift: Rate of change of ln ||w||^2 per step that belongs to growth and decay.
     """
 
     growth: Floats
     decay: Floats
     memory: Floats
-
-    @property
-    def drift(self) -> Floats:
-        """Rate of change of ln ||w||^2 per step."""
-        return self.growth - self.decay
+    drift: Floats
 
 
 class NormBalance:
@@ -104,30 +102,50 @@ class NormBalance:
         """
         rate = array_of(None if line is None else line.decay_rate for line in lines)
         coupled = np.array([line is not None and line.coupled for line in lines])
+        overlap = array_of(None if line is None else line.overlap for line in lines)
         exponent = array_of(None if line is None else line.norm_exponent or 0.0 for line in lines)
-        memory = array_of(None if line is None else line.memory for line in lines)
         step_size = array_of(None if line is None else _step_size(line) for line in lines)
+        log_factor = array_of(None if line is None else line.relaxation if line.coupled else 1.0 for line in lines)
+        growth_memory = np.where(
+            np.isfinite(overlap),
+            1 + 2 * (1 - rate) * overlap,
+            array_of(None if line is None else line.memory for line in lines),
+        )
+        decay = np.where(coupled, decay_force(rate, True), decay_force(rate, False))
         squared = values.weight_squared
         update = values.change_squared + 2 * rate * values.weight_change + rate**2 * squared
-        decay = array_of(None if line is None else _decay(line) for line in lines)
         self._step_sizes.append((step, step_size))
         at_this_step, in_the_gap = self._transient(lines)
-        model_update = squared ** -(1 + exponent)
+        norm_power = squared ** -(1 + exponent)
         self._history.add(
             step,
             log_before=np.log(squared),
             log_after=2 * np.log(values.norms_after()),
+            log_factor=log_factor,
             update=np.where(coupled, values.change_squared, update) / squared,
             decay=decay,
             step_size=step_size,
             transient=at_this_step / step_size**2,
-            model_update=step_size**2 * model_update,
-            model_growth=at_this_step * memory * model_update,
-            model_growth_in_gap=in_the_gap * memory * model_update,
+            model_update=step_size**2 * norm_power,
+            model_growth=at_this_step * growth_memory * norm_power,
+            model_growth_in_gap=in_the_gap * growth_memory * norm_power,
         )
         reach = np.array([((line.time_constant if line else None) or np.inf) / 2 for line in lines])
-        growth, memory_ratio = self._history.growth_and_memory(reach, self._max_norm_change)
-        return Balance(growth * step_size**2 * model_update * memory, decay, memory_ratio)
+        growth_over_model, ratio = self._history.growth_and_memory(reach, self._max_norm_change)
+        growth = growth_over_model * step_size**2 * norm_power * growth_memory
+        # R = 1 + 2 A, from the growth's 1 + 2 (1 - g) A.
+        memory = np.where(
+            np.isfinite(overlap),
+            (1 + (ratio * growth_memory - 1) / (1 - rate)) / (1 + 2 * overlap),
+            ratio,
+        )
+        has_forces = np.array([line is not None and line.trust is None for line in lines])
+        return Balance(
+            np.where(has_forces, growth, np.nan),
+            np.where(has_forces, decay, np.nan),
+            np.where(has_forces, memory, np.nan),
+            np.log1p(growth - decay) / log_factor,
+        )
 
     def _transient(self, lines: Sequence[Line | None]) -> tuple[Floats, Floats]:
         """Returns `s_t^2 R_t / R` of this step, and its sum over the steps between the last sample and this one, (W,).
@@ -160,15 +178,6 @@ class NormBalance:
         return result[0], result[1]
 
 
-def _decay(line: Line) -> float | None:
-    """Returns the rate at which ln ||w||^2 would fall per step if there were no updates."""
-    if line.decay_rate is None:
-        return None
-    delay = line.updates.delay if line.coupled and line.updates is not None else 0.0
-    shrinking = line.decay_rate * (1 + line.decay_rate * delay)
-    return -2 * math.log1p(-shrinking) if shrinking < 1 else None
-
-
 def _step_size(line: Line) -> float:
     """Returns the size of an update over that of the (normalised) gradient, up to a constant."""
     energy = line.updates.energy if line.updates is not None else None
@@ -179,7 +188,7 @@ class _History:
     """What was measured of the last sampled steps, in arrays of (samples, W), the present one last."""
 
     _NAMES = (
-        *("log_before", "log_after", "update", "decay", "step_size"),
+        *("log_before", "log_after", "log_factor", "update", "decay", "step_size"),
         *("model_update", "model_growth", "model_growth_in_gap", "transient"),
     )
 
@@ -213,9 +222,11 @@ class _History:
         before, after, decay, size = (rows[name][first:] for name in ("log_before", "log_after", "decay", "step_size"))
         inside, gap_steps, gap_change = after - before, np.diff(steps)[:, None] - 1, before[1:] - after[:-1]
         gap_before = np.concatenate([[[0.0]], gap_steps])
-        counted = _made_by_steps(inside, gap_change, gap_steps, size)
-        growth, model = inside + decay, rows["model_growth"][first:].copy()
-        growth[1:] += np.where(counted, gap_change + gap_steps * (decay[1:] + decay[:-1]) / 2, 0.0)
+        counted = _made_by_steps(inside, gap_change, gap_steps, size, decay)
+        factor, model = rows["log_factor"][first:], rows["model_growth"][first:].copy()
+        growth = np.expm1(factor * inside) + decay
+        per_step = np.expm1(factor[1:] * gap_change / np.maximum(gap_steps, 1)) + (decay[1:] + decay[:-1]) / 2
+        growth[1:] += np.where(counted, gap_steps * per_step, 0.0)
         model[1:] += np.where(counted, rows["model_growth_in_gap"][first + 1 :], 0.0)
         # Between samples it is not known at which step the step size changed: leave out what depends on it too much.
         steady = (np.abs(rows["transient"][first:] - 1) <= _MAX_TRANSIENT) | (gap_before == 0)
@@ -240,7 +251,7 @@ class _History:
         return near_over_model, over_model / update_over_model
 
 
-def _made_by_steps(inside: Floats, gap_change: Floats, gap_steps: Floats, step_size: Floats) -> Flags:
+def _made_by_steps(inside: Floats, gap_change: Floats, gap_steps: Floats, step_size: Floats, decay: Floats) -> Flags:
     """Returns (T - 1, W) bool: the gaps between samples in which the optimizer made the change of the norm.
 
     It did not if the weights were replaced, restored or clipped to a norm between two steps. With no step in the gap
@@ -253,6 +264,7 @@ def _made_by_steps(inside: Floats, gap_change: Floats, gap_steps: Floats, step_s
         gap_change: Its change from the end of each sampled step to the beginning of the next, (T - 1, W).
         gap_steps: Number of steps between them, (T - 1, 1).
         step_size: Of each sampled step, (T, W).
+        decay: Relative shrinking of ||w||^2 by weight decay at each sampled step, (T, W).
     """
     counted: Flags = (gap_steps > 0) & (np.abs(np.log(step_size[1:] / step_size[:-1])) <= math.log(_JUMP))
     if not counted.any():
@@ -265,7 +277,9 @@ def _made_by_steps(inside: Floats, gap_change: Floats, gap_steps: Floats, step_s
     if gaps.max() >= _MIN_GAPS:
         mean = np.where(counted, difference, 0.0).sum(axis=0) / np.maximum(gaps, 1)
         error = _deviation(difference, counted) / np.sqrt(np.maximum(gaps, 1))
-        counted &= (gaps < _MIN_GAPS) | (np.abs(mean) <= _OUTSIDE_STANDARD_ERRORS * error)
+        biased = (gaps >= _MIN_GAPS) & (np.abs(mean) > _OUTSIDE_STANDARD_ERRORS * error)
+        # Sampled steps that alone would make the updates shrink the norm are not representative.
+        counted &= ~(biased & ((inside + decay).sum(axis=0) > 0))
     return counted
 
 
