@@ -13,6 +13,14 @@ class SmdtrackError(ValueError):
     """Wrong input. The message is one line that repeats the input and names what is accepted."""
 
 
+class WrongOptionError(SmdtrackError):
+    """An option cannot be met, which is known only once the script has made its model: a glob that matches nothing."""
+
+
+class InterruptedRunError(BaseException):
+    """A tracked script was ended by Ctrl-C. The process ends as Python does then, after its `atexit` handlers."""
+
+
 def notify(message: str) -> None:
     """Prints a notice, one line, to stderr: something that smdtrack could not do, while the training goes on.
 
@@ -20,6 +28,11 @@ def notify(message: str) -> None:
     `filterwarnings("error")` turn it into an exception. Raises nothing, also if stderr is closed.
     """
     _given.append(message)
+    show(message)
+
+
+def show(message: str) -> None:
+    """Prints one line to stderr that is not a notice: the audit's progress, or where a run is recorded."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"smdtrack: {message}\n")
         sys.stderr.flush()

@@ -2,16 +2,26 @@
 
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
 import click
 
 from smdtrack.names import did_you_mean
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import InterruptedRunError, SmdtrackError
 
 
 class _Commands(click.Group):
     """Finds subcommands as modules of this package and imports them when they are called: `--help` stays fast."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Runs a command. After a script that Ctrl-C ended, the process ends in the same way."""
+        try:
+            return super().main(*args, **options)
+        except InterruptedRunError:
+            # Python runs the script's atexit handlers and then ends by SIGINT. The traceback was printed before.
+            sys.excepthook = lambda *_: None
+            raise KeyboardInterrupt from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from smdtrack.cli._option_types import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Name, Switch, WholeNumber
-from smdtrack.cli._variadic import KeyValue, as_pairs
+from smdtrack.cli._variadic import KeyValue, VariadicCommand, as_pairs
 from smdtrack.planning.recipe import Recipe, scaled_lr
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -108,6 +108,30 @@ _OPTIONS = (
 )
 #: What `scaled_lr` takes beside the optimizer's name.
 _SCALING = ("lr_base", "batch_size", "lr_base_size", "lr_base_scale", "world_size", "grad_accum_steps")
+
+
+class RecipeCommand(VariadicCommand):
+    """A command with a recipe's options, which `--help` lists by subject."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        titles = ("Options", "Recipe", "Schedule", "Learning rate from the batch")
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                sections[_section(str(parameter.name))].append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _section(name: str) -> str:
+    """Returns the section of the help that lists an option."""
+    if name in _OF_THE_SCHEDULE:
+        return "Schedule"
+    if name in _SCALING:
+        return "Learning rate from the batch"
+    return "Recipe" if name in _RECIPE_FIELDS else "Options"
 
 
 def recipe_options(command: Command) -> Command:

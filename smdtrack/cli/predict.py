@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smdtrack.cli._option_types import COUNT, POSITIVE, WEIGHT_SHAPE
-from smdtrack.cli._recipe import asks_for_schedule, recipe_from, recipe_options, unused_keys
-from smdtrack.cli._variadic import VariadicCommand
+from smdtrack.cli._recipe import RecipeCommand, asks_for_schedule, recipe_from, recipe_options, unused_keys
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +26,7 @@ Examples:
 """
 
 
-@click.command(cls=VariadicCommand, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=RecipeCommand, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @recipe_options
 @click.option("--steps-per-epoch", type=COUNT, help="Optimizer steps per epoch; needed for a schedule.")
 @click.option("--weight-shape", **WEIGHT_SHAPE)

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal
 
+from smdtrack.planning.finding import Finding
+from smdtrack.planning.lr_drops import review_drops
 from smdtrack.planning.lr_schedule import corrected_variant
 from smdtrack.planning.recipe import Recipe
 from smdtrack.planning.relaxation import LineSegment
@@ -15,31 +14,12 @@ from smdtrack.theory.line import Line
 
 #: A stage shorter than this many time constants ends before the norm has followed the learning rate.
 SHORT_STAGE = 1.0
-#: Largest angular update, in radian per step, at which the small-angle theory and a local step of the loss make sense.
+#: Largest angular update, in radian per step, over which a loss can be followed by its gradient.
 LARGE_ANGLE = 0.1
 #: Time constants after which a deviation from equilibrium has fallen to 5 %.
 SETTLED = 3
-#: Largest share of a weight that may decay within the optimizer's memory. Above it the lines are off by 10 % or more.
+#: Largest share of a weight that may decay within the optimizer's memory, so that the norm averages over many updates.
 MOST_DECAY_IN_MEMORY = 0.2
-#: A fall of the learning rate by a smaller factor than this between two stages is part of a smooth decay.
-_LEAST_DROP = 1.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something in a recipe that is likely to surprise.
-
-    Attributes:
-        code: a short name for programs, such as "short-stage".
-        level: "warning" if the training will hardly do what the recipe says; "note" for what is good to know.
-        message: one sentence.
-        change: what would change it; code in backticks. None if nothing is to be changed.
-    """
-
-    code: str
-    level: Literal["warning", "note"]
-    message: str
-    change: str | None = None
 
 
 def review_line(recipe: Recipe, peak: Line) -> list[Finding]:
@@ -64,7 +44,7 @@ def review_line(recipe: Recipe, peak: Line) -> list[Finding]:
                 "large-angle",
                 "warning",
                 f"weights turn by {angle:.3g} rad per step, which is more than {LARGE_ANGLE}: the loss cannot be "
-                "followed over such steps, and the theory assumes small angles",
+                "followed over such steps",
                 f"{change} gives {LARGE_ANGLE} rad per step",
             )
         )
@@ -75,7 +55,8 @@ def review_line(recipe: Recipe, peak: Line) -> list[Finding]:
                 "strong-decay",
                 "warning",
                 f"weight decay is strong against the optimizer's memory: {share:.2g} of a weight decays within the "
-                f"{peak.memory:.3g} steps that the updates remember, and the line is off by 10 % or more",
+                f"{peak.memory:.3g} steps over which updates resemble each other, so that the norm does not average "
+                "over many of them, as the line assumes",
                 f"weight decay {recipe.weight_decay * MOST_DECAY_IN_MEMORY / share:.2g} or less",
             )
         )
@@ -148,7 +129,7 @@ def review_schedule(
     warmup = next((stage for stage in stages if stage.name == "warm-up"), None)
     if warmup is not None and (warmup.time_constants or 0.0) > SETTLED:
         found.append(_long_warmup(warmup, segments, stages))
-    found += _review_drops(peak, stages)
+    found += review_drops(peak, stages)
     variant = corrected_variant(recipe.opt)
     if variant is not None and stages[-1].reached is False and not peak.coupled:
         found.append(
@@ -215,38 +196,3 @@ def _long_warmup(warmup: Stage, segments: Sequence[LineSegment], stages: Sequenc
         f"the warm-up lasts {warmup.time_constants:.2g} time constants; the norm has settled after about {SETTLED}",
         f"warm-up of {round_to_digits(needed / steps_per_epoch, 2):g} epochs, as far as the norm is concerned",
     )
-
-
-def _review_drops(peak: Line, stages: Sequence[Stage]) -> list[Finding]:
-    """Returns, for each size of drop of the learning rate, the factor that puts the angle on its new line at once."""
-    if peak.norm_exponent is None or peak.norm_exponent <= -1:
-        return []
-    exponent = 1 / (2 * (1 + peak.norm_exponent))
-    drops: dict[str, tuple[float, list[float]]] = {}
-    for before, after in pairwise(stages):
-        if not before.angular_update or not after.angular_update or after.lr_start * _LEAST_DROP >= before.lr_end:
-            continue
-        ratio = before.lr_end / after.lr_start
-        # A corrected decay lowers the line in proportion to the learning rate, as the angle falls: nothing to rescale.
-        if math.isclose((before.angular_update / after.angular_update) ** 2, ratio, rel_tol=0.05):
-            drops.setdefault(f"{ratio:.3g}", (ratio, []))[1].append(after.first_epoch)
-    found = []
-    for shown, (ratio, epochs) in drops.items():
-        factor = ratio**-exponent
-        when = f"epoch{'s' if len(epochs) > 1 else ''} " + joined([f"{round(epoch, 1):g}" for epoch in epochs])
-        found.append(
-            Finding(
-                "drop",
-                "note",
-                f"at {when} the learning rate falls by {shown}: the angle first falls by {shown}, its line only by "
-                f"{math.sqrt(ratio):.3g}",
-                f"there multiply weight norms by {factor:.3g} and the momentum buffer by {1 / factor:.3g}: "
-                f"`smdtrack.rescale_weight_norms(optimizer, {factor:.4g})` puts the angle on its new line at once",
-            )
-        )
-    return found
-
-
-def joined(words: Sequence[str]) -> str:
-    """Returns words as an enumeration: `a`, `a and b`, `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -85,10 +85,11 @@ def line_at_peak(recipe: Recipe, shape: tuple[int, ...]) -> Line:
 
 
 def schedule_exponent(recipe: Recipe, shape: tuple[int, ...]) -> float:
-    """Returns e, where the equilibrium angle follows a schedule of the learning rate as lr^e; to the nearest quarter.
+    """Returns e, where the equilibrium angle follows a schedule of the learning rate as lr^e; to the nearest half.
 
     As a rule the decay rate is proportional to the learning rate, so that e = 1/2. Under a trust ratio, and under a
-    corrected decay (lr^2 wd / lr_max), e = 1. Read off from the line at the learning rate and at half of it.
+    corrected decay (lr^2 wd / lr_max), e = 1. Read off from the line at the learning rate and at half of it; strong
+    decay adds terms of higher order, which rounding removes.
 
     Args:
         recipe: one with an equilibrium angle.
@@ -97,7 +98,7 @@ def schedule_exponent(recipe: Recipe, shape: tuple[int, ...]) -> float:
     optimizer = make_optimizer(recipe, shape)
     family, group = identify(optimizer), optimizer.param_groups[0]
     angles = [family.line({**group, "lr": lr}, shape).angular_update or 0.0 for lr in (recipe.lr, recipe.lr / 2)]
-    return round(4 * math.log2(angles[0] / angles[1])) / 4 if min(angles) > 0 else 0.5
+    return round(2 * math.log2(angles[0] / angles[1])) / 2 if min(angles) > 0 else 0.5
 
 
 def ignored_settings(recipe: Recipe) -> list[str]:

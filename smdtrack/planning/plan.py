@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from smdtrack.planning.advice import Finding, review_line, review_schedule
+from smdtrack.planning.advice import review_line, review_schedule
+from smdtrack.planning.finding import Finding
 from smdtrack.planning.lr_schedule import ignored_settings, lr_segments, make_optimizer
 from smdtrack.planning.model_weights import WeightGroup, group_weights, spread
 from smdtrack.planning.recipe import Recipe

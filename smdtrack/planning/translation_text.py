@@ -65,8 +65,8 @@ def explain(
         )
     if (after.angular_update or 0.0) > LARGE_ANGLE:
         lost.append(
-            f"small angles: {after.angular_update:.3g} rad per step is more than {LARGE_ANGLE}, too far for the theory "
-            "and probably for the training"
+            f"small angles: {after.angular_update:.3g} rad per step is more than {LARGE_ANGLE}, over which the loss "
+            "can hardly be followed"
         )
     if source.clip_grad and (moved or k != 1):
         lost.append("clip_grad: its threshold belongs to the old gradients; set it anew")

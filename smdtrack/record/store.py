@@ -126,3 +126,17 @@ class LocalStore:
         with suppress(OSError):  # the reader leaves out an incomplete batch, should it stay
             os.ftruncate(file.fileno(), length)
         file.close()
+
+
+def close_killed(head: Head, ended: float | None, samples: int, summary: Mapping[str, Any] | None) -> Head:
+    """Stores that a run's process was killed, with the summary that the process could not write. Returns the new head.
+
+    Args:
+        head: Of the record, whose status is `running`.
+        ended: Time of the last sample in seconds since the epoch; None if there is no sample.
+        samples: Number of samples.
+        summary: The summary of the samples; None if there is no sample.
+    """
+    closed = replace(head, status="killed", ended=ended, samples=samples, summary=summary, schema=SCHEMA_VERSION)
+    write_head(closed)
+    return closed

@@ -43,6 +43,10 @@ class SinkDelivery:
         self._dropped = 0
         self._failed_before = False
         self._retry_at = 0.0
+        try:
+            self._store_destination()  # for `smdtrack sync`, should the tracker never be reached
+        except Exception as error:
+            self._report(error)
 
     @property
     def missing(self) -> int:
@@ -67,8 +71,7 @@ class SinkDelivery:
             return
         try:
             self.sink.finish(self._info, summary, status)
-            # Noted again: the script may have opened its tracker's run only after the sink was started.
-            self._note_destination(self.sink.name, self.sink.destination())
+            self._store_destination()  # again: the script may have opened its tracker's run only after `start`
         except Exception as error:
             if not self._failed_before:
                 notify(f"{self.sink.name} could not end its run: {one_line(error)}")
@@ -85,17 +88,25 @@ class SinkDelivery:
                 self.sink.start(self._info)
                 self._waiting[:0] = self._points_of_the_earlier_part()
                 self.started = True
-                self._note_destination(self.sink.name, self.sink.destination())
+                self._store_destination()
             self._send(seconds)
             self._failed_before = False
         except Exception as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            if not self._failed_before:
-                self._failed_before = True
-                notify(
-                    f"{self.sink.name}: {one_line(error)}; training and the local record go on, it is tried again"
-                    f" every {RETRY_SECONDS:.0f} s"
-                )
+            self._report(error)
+
+    def _store_destination(self) -> None:
+        destination = self.sink.destination()
+        if destination:
+            self._note_destination(self.sink.name, destination)
+
+    def _report(self, error: Exception) -> None:
+        if not self._failed_before:
+            self._failed_before = True
+            notify(
+                f"{self.sink.name}: {one_line(error)}; training and the local record go on, it is tried again"
+                f" every {RETRY_SECONDS:.0f} s"
+            )
 
     def _send(self, seconds: float) -> None:
         """Sends points in calls that hold whole steps."""

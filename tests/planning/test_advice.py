@@ -2,7 +2,8 @@
 
 import pytest
 
-from smdtrack.planning.advice import ema_window, joined, review_line
+from smdtrack.planning.advice import ema_window, review_line
+from smdtrack.planning.lr_drops import joined
 from smdtrack.planning.lr_schedule import line_at_peak
 from smdtrack.planning.recipe import Recipe
 

@@ -53,8 +53,8 @@ def root_mean_square(values, steps, last, count):
 @pytest.mark.parametrize(
     ("schedule", "ends"),
     [
-        (("--sched", "cosine", "--min-lr", "0"), (21, 31, 37)),
-        (("--sched", "step", "--decay-rate", "0.1", "--decay-epochs", "24"), (31, 37)),
+        (("--sched", "cosine", "--min-lr", "0"), (12, 21, 30, 40)),
+        (("--sched", "step", "--decay-rate", "0.1", "--decay-epochs", "24"), (23, 40)),
         ((), (40,)),
     ],
     ids=["cosine", "step", "constant"],

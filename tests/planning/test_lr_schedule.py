@@ -138,3 +138,7 @@ def test_variants_with_a_corrected_decay():
     """timm's lambc ends in c, too, but for its clipped trust ratio."""
     names = {"adamw": "adamc", "nadamw": "nadamc", "lion": "lionc", "sgdw": "sgdc", "lamb": None, "muon": None}
     assert {name: corrected_variant(name) for name in names} == names
+
+
+def test_a_strong_decay_does_not_change_the_power():
+    assert schedule_exponent(Recipe(lr=1e-3, weight_decay=7.0, opt="lion"), SHAPE) == 0.5

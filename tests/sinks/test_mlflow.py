@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from smdtrack.record.run import Point, RunInfo, Sample
-from smdtrack.sinks.mlflow import MLflowSink, safe_key
+from smdtrack.sinks.mlflow import MLflowSink
+from smdtrack.sinks.mlflow_names import safe_key
 from tests.said import collected_notices
 from tests.sinks.mlflow_server import free_port
 from tests.sinks.synthetic import make_info, make_points, make_samples, make_summary
@@ -142,7 +143,6 @@ import sys
 from pathlib import Path
 from smdtrack.sinks.mlflow import MLflowSink
 from tests.sinks.synthetic import make_info
-from tests.said import collected_notices
 sink = MLflowSink()
 sink.note_script_run()
 assert "mlflow" not in sys.modules

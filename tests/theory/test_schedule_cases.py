@@ -4,7 +4,7 @@ import pytest
 
 from tests.theory.schedule_cases import OPTIMIZERS, SCHEDULES, windows_of
 
-FAST = {("cosine to 0", "momentum"), ("batch x 4", "adamw")}
+FAST = {("cosine to 0", "momentum")}
 # Lion's signs have a random part along the weight, so that its norm drifts by chance in windows this short.
 ROWS = [(name, optimizer) for name in SCHEDULES for optimizer in OPTIMIZERS if optimizer != "lion"]
 
