@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from smdtrack.notices import SmdtrackError, SmdtrackWarning
+from smdtrack.notices import SmdtrackError
 
 if TYPE_CHECKING:
     from smdtrack.invariance import Audit, Weight, audit
@@ -22,7 +22,6 @@ __all__ = [
     "Run",
     "Sink",
     "SmdtrackError",
-    "SmdtrackWarning",
     "Summary",
     "Tracker",
     "Weight",

@@ -1,27 +1,51 @@
-"""Warnings and errors. Each is one line that says what to do."""
+"""Notices and errors. Each is one line that says what to do."""
 
 import sys
-import warnings
 from contextlib import suppress
 
 _LONGEST_LINE = 300
 
-
-class SmdtrackWarning(UserWarning):
-    """Something that smdtrack could not do. The training itself is not affected."""
+#: Every notice of this process, in order. Each kind is given once, so that they are few.
+_given: list[str] = []
 
 
 class SmdtrackError(ValueError):
     """Wrong input. The message is one line that repeats the input and names what is accepted."""
 
 
-def notify(message: str, stacklevel: int = 2) -> None:
-    """Issues a `SmdtrackWarning`. Raises nothing, even under `python -W error` or when stderr is closed."""
-    with suppress(OSError, ValueError):
-        try:
-            warnings.warn(message, SmdtrackWarning, stacklevel=stacklevel + 1)
-        except SmdtrackWarning:
-            print(f"smdtrack: {message}", file=sys.stderr)
+class WrongOptionError(SmdtrackError):
+    """An option cannot be met, which is known only once the script has made its model: a glob that matches nothing."""
+
+
+class InterruptedRunError(BaseException):
+    """A tracked script was ended by Ctrl-C. The process ends as Python does then, after its `atexit` handlers."""
+
+
+def notify(message: str) -> None:
+    """Prints a notice, one line, to stderr: something that smdtrack could not do, while the training goes on.
+
+    It is not a Python warning: a script's `warnings.filterwarnings("ignore")` must not hide it, nor
+    `filterwarnings("error")` turn it into an exception. Raises nothing, also if stderr is closed.
+    """
+    _given.append(message)
+    show(message)
+
+
+def show(message: str) -> None:
+    """Prints one line to stderr that is not a notice: the audit's progress, or where a run is recorded."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"smdtrack: {message}\n")
+        sys.stderr.flush()
+
+
+def count() -> int:
+    """Returns how many notices this process has given."""
+    return len(_given)
+
+
+def given_since(start: int) -> list[str]:
+    """Returns the notices that this process has given after its first `start` ones."""
+    return _given[start:]
 
 
 def first_line(error: BaseException) -> str:

@@ -59,3 +59,8 @@ def numbers_of(group: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in group.items()
         if key != "params"
     }
+
+
+def cycle_of(optimizer: Optimizer) -> int:
+    """Returns the number of steps after which an optimizer repeats itself: k for timm's Lookahead, 1 for others."""
+    return max((int(group.get("lookahead_k", 1)) for group in optimizer.param_groups), default=1)

@@ -14,7 +14,6 @@ PUBLIC = [
     "Run",
     "Sink",
     "SmdtrackError",
-    "SmdtrackWarning",
     "Summary",
     "Tracker",
     "Weight",

@@ -2,16 +2,26 @@
 
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
 import click
 
 from smdtrack.names import did_you_mean
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import InterruptedRunError, SmdtrackError
 
 
 class _Commands(click.Group):
     """Finds subcommands as modules of this package and imports them when they are called: `--help` stays fast."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Runs a command. After a script that Ctrl-C ended, the process ends in the same way."""
+        try:
+            return super().main(*args, **options)
+        except InterruptedRunError:
+            # Python runs the script's atexit handlers and then ends by SIGINT. The traceback was printed before.
+            sys.excepthook = lambda *_: None
+            raise KeyboardInterrupt from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
@@ -51,9 +61,15 @@ class _Commands(click.Group):
 # Kept here and not read from the commands, so that `smdtrack --help` does not import torch.
 _SUMMARIES = {
     "audit": "Which weights of a model are scale-invariant, why, and at what scope.",
+    "compare": "Runs side by side: how each weight's angle changed, and how theory says it must.",
     "demo": "Train a recipe that comes with the package, tracked.",
+    "list": "The local runs, newest first.",
     "predict": "The equilibrium angle and time constant of a recipe, before training.",
+    "report": "One self-contained page for one run or several.",
     "run": "Run an unmodified training script with its angular updates tracked.",
+    "show": "One run in the terminal: table, verdict, reasons, what to do.",
+    "sync": "Send to a tracker what it has not got of a local record.",
+    "translate": "The same angular update under another optimizer, batch size or length.",
 }
 
 

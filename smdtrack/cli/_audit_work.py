@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -37,8 +37,12 @@ class Failure:
     reason: str
 
 
-def audited(request: Request) -> Audit:
+def audited(request: Request, progress: Callable[[str], None] | None = None) -> Audit:
     """Builds and audits one model.
+
+    Args:
+        request: Which model, and how.
+        progress: Is called with the name of each phase of the audit.
 
     Raises:
         SmdtrackError: The model is unknown or too large, or a checkpoint or an input does not fit it.
@@ -62,7 +66,12 @@ def audited(request: Request) -> Audit:
                 input_size=request.input_size,
             )
             return audit(
-                model, input_size=request.input_size, seed=request.seed, name=request.name, device=request.device
+                model,
+                input_size=request.input_size,
+                seed=request.seed,
+                name=request.name,
+                device=request.device,
+                progress=progress,
             )
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):

@@ -1,25 +1,20 @@
 """A plan as text for the terminal: the line, a table of the stages, a small plot, problems and suggested changes."""
 
-import math
 import re
 import textwrap
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from smdtrack.cli._plot import MARGIN, coloured, plot
+from smdtrack.planning.advice import ema_window
 from smdtrack.planning.plan import Plan
+from smdtrack.planning.solve import Solution
 from smdtrack.planning.stages import Stage
 
-#: Rows of the plot.
-HEIGHT = 12
 #: Columns of text and plot at most.
 WIDEST = 110
-#: Columns to the left of the plot, for the labels of its axis.
-_MARGIN = 11
-#: Decades that the plot shows at most. A schedule that ends at 0 would otherwise flatten everything else.
-_DECADES = 2.0
 #: Columns of the label in front of each value.
 _LABEL = 18
 
@@ -27,39 +22,111 @@ _LABEL = 18
 def show(plan: Plan, console: Console) -> None:
     """Prints a plan, at most 110 columns wide."""
     width = min(console.width, WIDEST)
-    peak = plan.peak
-    console.print(Text(f"{peak.optimizer}: {peak.kind}", style="bold"))
-    if peak.formula:
-        _entry(
-            console, "line", peak.formula if peak.formula.startswith("Delta") else f"Delta^2 = {peak.formula}", width
-        )
-        _entry(console, "source", peak.source, width)
-        _entry(console, "assumes", "; ".join(peak.assumptions), width)
-    if peak.angular_update:
-        _entry(console, "angular update", f"{peak.angular_update:.4g} rad per step at the largest lr", width)
-    if peak.memory is not None and peak.decay_rate is not None:
-        _entry(console, "memory R", f"{peak.memory:.4g}     decay rate gamma  {peak.decay_rate:.3g}", width)
-    if peak.time_constant is not None:
-        _entry(console, "time constant", f"{peak.time_constant:,.0f} steps at the largest lr", width)
-    if plan.time_constants is not None:
-        _entry(console, "whole run", f"{plan.time_constants:.2g} time constants", width)
-    console.print()
-    console.print(_table(plan, tight=width < 90))
+    _show_line(plan, console, width)
+    if plan.groups:
+        console.print()
+        console.print(_group_table(plan))
+    if plan.stages:
+        console.print()
+        console.print(_stage_table(plan, tight=width < 90))
+        if plan.curve and plan.peak.trust is None:
+            console.print(Text(wrapped("", _start_sentence(plan), width), style="dim"))
     if plan.curve:
         console.print()
         epochs, steps = plan.stages[-1].last_epoch, plan.curve[-1][0]
         console.print(Text(f"angular update in rad per step, over {epochs:g} epochs ({steps:,} steps)"))
-        console.print(_coloured(plot(plan.curve, epochs, width - _MARGIN - 1)))
-        console.print(Text(" " * _MARGIN + "- equilibrium line   o predicted (drawn over the line)"))
-        console.print(
-            Text(" " * _MARGIN + "(assumes gradients of constant effective size, from --start-norm on)", style="dim")
-        )
-    if plan.problems or plan.changes:
+        console.print(coloured(plot(plan.curve, epochs, width - MARGIN - 1)))
+        console.print(Text(" " * MARGIN + "- equilibrium line   o predicted (drawn over the line)"))
+    if plan.findings or plan.solution:
         console.print()
-    for problem in plan.problems:
-        console.print(Text(wrapped("warning: ", problem, width), style="yellow"))
-    for change in plan.changes:
-        console.print(Text(wrapped("to change it: ", change, width)))
+    for finding in plan.findings:
+        style = "yellow" if finding.level == "warning" else ""
+        console.print(Text(wrapped(f"{finding.level}: ", finding.message, width), style=style))
+        if finding.change:
+            console.print(Text(wrapped("  to change it: ", finding.change, width)))
+    if plan.solution is not None:
+        console.print(Text(wrapped("for the wanted angle: ", _solution_sentence(plan.solution), width)))
+
+
+def _show_line(plan: Plan, console: Console, width: int) -> None:
+    """Prints the line at the largest learning rate, its time constant and what follows from them."""
+    peak = plan.peak
+    console.print(Text(f"{peak.optimizer}: {peak.kind}", style="bold"))
+    recipe = plan.recipe
+    _entry(console, "recipe", f"{recipe.opt}, lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}", width)
+    if peak.formula:
+        formula = peak.formula if peak.formula.startswith("Delta") else f"Delta^2 = {peak.formula}"
+        _entry(console, "line", formula, width)
+        _entry(console, "source", peak.source, width)
+        _entry(console, "assumes", "; ".join(peak.assumptions), width)
+    where = " at the largest learning rate" if plan.stages else ""
+    if peak.angular_update:
+        _entry(console, "angular update", f"{peak.angular_update:.4g} rad per step{where}", width)
+    if peak.decay_rate and peak.angular_update:
+        _entry(console, "decay per step", f"{peak.decay_rate:.3g}", width)
+        _entry(console, "decay timescale", f"{_duration(1 / peak.decay_rate, plan)}: 1 / decay per step", width)
+    if peak.memory is not None and peak.angular_update:
+        _entry(console, "memory R", f"{peak.memory:.4g}", width)
+    if peak.time_constant is not None:
+        _entry(console, "time constant", f"{_duration(peak.time_constant, plan)}", width)
+    if plan.recipe.model_ema and peak.time_constant is not None:
+        window = ema_window(plan.recipe.model_ema_decay)
+        ratio = window / peak.time_constant
+        _entry(console, "average (EMA)", f"{_duration(window, plan)}: {ratio:.2g} time constants", width)
+    if plan.time_constants is not None:
+        _entry(console, "whole run", f"{plan.time_constants:.2g} time constants", width)
+
+
+def _duration(steps: float, plan: Plan) -> str:
+    """Returns a number of steps, and of epochs if the length of an epoch is known."""
+    text = f"{steps:,.0f} steps" if steps >= 100 else f"{steps:.3g} steps"
+    return text if plan.steps_per_epoch is None else f"{text} ({steps / plan.steps_per_epoch:.3g} epochs)"
+
+
+def _start_sentence(plan: Plan) -> str:
+    """Says from which initial norms the predicted angles were computed."""
+    shown = [f"{norm:.3g}" for norm in plan.start_norms]
+    if not plan.start_known:
+        return (
+            f"predicted from initial norms between {shown[0]} and {shown[-1]} times the equilibrium norm, because the "
+            "initial norm is not known (by start: it decides whether the line is reached); gradients of constant "
+            "effective size"
+        )
+    start = shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
+    return f"predicted from initial norms of {start} times the equilibrium norm; gradients of constant effective size"
+
+
+def _solution_sentence(solution: Solution) -> str:
+    angle = f"{solution.line.angular_update:.4g} rad per step"
+    if solution.setting == "lr":
+        return (
+            f"learning rate {solution.recipe.lr:g} predicts {angle}; the trust ratio sets the angle by the learning "
+            "rate, whatever the weight decay"
+        )
+    return f"weight decay {solution.recipe.weight_decay:g} predicts {angle} at learning rate {solution.recipe.lr:g}"
+
+
+def _group_table(plan: Plan) -> Table:
+    """Returns a table of the model's decayed weights, a row per learning rate."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    known = any(group.start_norms for group in plan.groups)
+    columns = ["lr scale", "weights", "elements", "angle", "time const."] + ["initial norm / eq."] * known
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for group in plan.groups:
+        constant = group.line.time_constant
+        row = [
+            f"{group.lr_scale:.3g}",
+            f"{group.weights}",
+            f"{group.parameters:,}",
+            _number(group.line.angular_update),
+            "-" if constant is None else f"{constant:,.0f}",
+        ]
+        norms = sorted(group.start_norms)
+        if known:
+            row.append(f"{norms[0]:.2g} to {norms[-1]:.2g}" if norms else "-")
+        table.add_row(*row)
+    return table
 
 
 def wrapped(label: str, text: str, width: int) -> str:
@@ -84,7 +151,8 @@ def _entry(console: Console, label: str, text: str, width: int) -> None:
     console.print(Text(f"  {label:<{_LABEL}}" + ("\n" + " " * (2 + _LABEL)).join(lines)))
 
 
-def _table(plan: Plan, *, tight: bool) -> Table:
+def _stage_table(plan: Plan, *, tight: bool) -> Table:
+    """Returns the table of stages."""
     table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0))
     columns = (
         "\nstage",
@@ -92,11 +160,11 @@ def _table(plan: Plan, *, tight: bool) -> Table:
         "\nlr",
         "line\nat end",
         "time\nconst.",
-        "pre-\ndicted",
+        "\npredicted",
         "pred./\nline",
         "equi-\nlibrium",
     )
-    rows = [_row(stage) for stage in plan.stages]
+    rows = [_row(stage, digits=2 if tight else 3) for stage in plan.stages]
     # A column without any value is left out. Without a line only the schedule remains.
     filled = [column for column in range(len(columns)) if any(row[column] != "-" for row in rows)]
     for column in filled:
@@ -108,26 +176,39 @@ def _table(plan: Plan, *, tight: bool) -> Table:
     return table
 
 
-def _row(stage: Stage) -> tuple[str, ...]:
-    lr = _number(stage.lr_start)
+def _row(stage: Stage, digits: int) -> tuple[str, ...]:
+    lr = _number(stage.lr_start, digits)
     if stage.lr_end != stage.lr_start:
-        lr += f" > {_number(stage.lr_end)}"
+        lr += f" > {_number(stage.lr_end, digits)}"
     return (
         stage.name,
         stage.epochs,
         lr,
         _number(stage.angular_update),
         _number(stage.time_constants, 2),
-        _number(stage.predicted_angle),
+        _predicted(stage),
         _number(stage.lag, 3),
         _verdict(stage),
     )
 
 
-def _verdict(stage: Stage) -> str:
-    if stage.reached is None:
+def _predicted(stage: Stage) -> str:
+    """Returns the predicted angle, or its range if it depends on the initial norm."""
+    if stage.predicted_range is None:
         return "-"
-    return "reached" if stage.reached else "lags below" if (stage.lag or 0) < 1 else "lags above"
+    low, high = stage.predicted_range
+    return _number(stage.predicted_angle) if high <= 1.02 * low else f"{_number(low, 2)}..{_number(high, 2)}"
+
+
+def _verdict(stage: Stage) -> str:
+    if stage.lag is None or stage.predicted_range is None or not stage.angular_update:
+        return "-"
+    if stage.reached is not None and stage.reached:
+        return "reached"
+    low, high = (angle / stage.angular_update for angle in stage.predicted_range)
+    if stage.reached is None or low < 1 < high:
+        return "by start"
+    return "below" if high < 1 else "above"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -140,57 +221,3 @@ def _number(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits}g}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def _coloured(drawn: str) -> Text:
-    text = Text(drawn)
-    text.highlight_regex(r"(?m)(?<=[|])[ o-]+$", "cyan")
-    text.highlight_regex(r"(?<=[|o -])o(?=[o -]|$)", "bold green")
-    return text
-
-
-def plot(curve: Sequence[tuple[int, float, float]], epochs: float, width: int = 64, height: int = HEIGHT) -> str:
-    """Returns a plot of the line (-) and the predicted angle (o) over the run. The angle's axis is logarithmic.
-
-    Args:
-        curve: (step, line, predicted angle) in order of steps.
-        epochs: number of epochs at the last step.
-        width: of the plot, in characters.
-        height: of the plot, in rows.
-    """
-    steps = curve[-1][0]
-    values = [value for _, line, angle in curve for value in (line, angle) if value > 0 and math.isfinite(value)]
-    if not values:
-        return ""
-    high = max(values)
-    low = max(min(values), high / 10**_DECADES)
-    if high < 1.2 * low:
-        low = high / 1.2
-    span = math.log(high / low)
-    rows = [[" "] * width for _ in range(height)]
-    index = 0
-    for column in range(width):
-        step = (column + 0.5) / width * steps
-        while index < len(curve) - 1 and curve[index][0] < step:
-            index += 1
-        for mark, value in (("-", curve[index][1]), ("o", curve[index][2])):
-            if value >= low * 0.999:
-                rows[min(max(round((height - 1) * math.log(high / value) / span), 0), height - 1)][column] = mark
-    labels = [""] * height
-    for row in (0, (height - 1) // 2, height - 1):
-        labels[row] = f"{high * math.exp(-span * row / (height - 1)):.2g}"
-    body = [f"{label:>{_MARGIN - 2}s} |" + "".join(row).rstrip() for label, row in zip(labels, rows, strict=True)]
-    return "\n".join([*body, *_axis(epochs, width)])
-
-
-def _axis(epochs: float, width: int) -> list[str]:
-    """Returns the horizontal axis and its labels, in epochs, at every quarter."""
-    ticks, names = ["-"] * width, [" "] * (width + 1)
-    for quarter in range(5):
-        name = f"{epochs * quarter / 4:g}"
-        column = round(quarter * width / 4)
-        if 0 < quarter < 4:
-            ticks[column] = "+"
-        first = column if quarter < 4 else width + 1 - len(name)
-        names[first : first + len(name)] = name
-    return [" " * (_MARGIN - 1) + "+" + "".join(ticks), " " * _MARGIN + "".join(names)]

@@ -6,14 +6,14 @@ file, and the file over the defaults, which are those of `smdtrack.planning.reci
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from smdtrack.cli._variadic import KeyValue, as_pairs
+from smdtrack.cli._option_types import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Name, Switch, WholeNumber
+from smdtrack.cli._variadic import KeyValue, VariadicCommand, as_pairs
 from smdtrack.planning.recipe import Recipe, scaled_lr
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -22,61 +22,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 MOST_EPOCHS = 100_000
 _RECIPE_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 #: Options of timm's whose names resemble one of those below without being a misspelling of it.
-_LOOKALIKES = ("bn_momentum", "layer_decay", "train_batch_sizes", "val_batch_size", "validation_batch_size")
-
-
-class FiniteFloat(click.FloatRange):
-    """A number within bounds. Neither nan nor infinite, and not a YAML truth value."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        try:
-            value = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
-
-
-class WholeNumber(FiniteFloat):
-    """A whole number within bounds, also if YAML or a user writes it as `90.0`."""
-
-    name = "integer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if number != int(number):
-            self.fail(f"{value!r} is not a whole number.", param, ctx)
-        return int(number)
-
-
-class Name(click.ParamType):  # type: ignore[type-arg]
-    """Text. A number from YAML is not one."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if isinstance(value, str) else self.fail(f"{value!r} is not a name.", param, ctx)
-
-
-class Switch(click.types.BoolParamType):
-    """true or false. A number from YAML is neither."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, (bool, str)):
-            self.fail(f"{value!r} is neither true nor false.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-POSITIVE = FiniteFloat(min=0, min_open=True)
-NOT_NEGATIVE = FiniteFloat(min=0)
-BELOW_ONE = FiniteFloat(min=0, max=1, max_open=True)
-COUNT = WholeNumber(min=1)
+_LOOKALIKES = ("bn_momentum", "train_batch_sizes", "val_batch_size", "validation_batch_size", "model", "sched_type")
+#: Options that describe the schedule. One of them, or a config, asks for a prediction of all its stages.
+_OF_THE_SCHEDULE = (
+    *("sched", "sched_on_updates", "epochs", "warmup_epochs", "warmup_lr", "warmup_prefix", "min_lr"),
+    *("decay_epochs", "decay_milestones", "decay_rate", "cooldown_epochs", "patience_epochs"),
+    *("lr_cycle_mul", "lr_cycle_decay", "lr_cycle_limit", "lr_k_decay", "lr_decay_fn", "lr_stable_timescale"),
+)
+#: Where a context keeps the config's keys that are no options of its command.
+_UNUSED = "smdtrack.unused_keys"
 
 
 def _option(*flags: str, type: Any, **settings: Any) -> Callable[[Command], Command]:
@@ -141,12 +95,43 @@ _OPTIONS = (
     _option("--lr-base", type=POSITIVE, help="Learning rate for a batch of --lr-base-size, if there is no --lr."),
     _option("--lr-base-size", type=COUNT, help="Batch that --lr-base is meant for.  [default: 256]"),
     _option("--lr-base-scale", type=Name(), help="sqrt or linear in the batch size (default: by the optimizer)."),
-    _option("--batch-size", type=COUNT, help="Batch per process, for --lr-base."),
+    _option("--batch-size", type=COUNT, help="Images per process and backward pass, for --lr-base."),
     _option("--world-size", type=COUNT, help="Number of processes, for --lr-base."),
     _option("--grad-accum-steps", type=COUNT, help="Backward passes per optimizer step, for --lr-base."),
+    _option("--layer-decay", type=POSITIVE, help="Factor of the learning rate from each layer to the one before it."),
+    _option("--layer-decay-min-scale", type=NOT_NEGATIVE, hidden=True),
+    _option("--layer-decay-no-opt-scale", type=NOT_NEGATIVE, hidden=True),
+    _option("--clip-grad", type=POSITIVE, help="Gradient clipping, off by default."),
+    _option("--clip-mode", type=Name(), help="norm, value or agc."),
+    _option("--model-ema", type=Switch(), help="Average the weights."),
+    _option("--model-ema-decay", type=BELOW_ONE, help="Decay of the average per step."),
 )
 #: What `scaled_lr` takes beside the optimizer's name.
 _SCALING = ("lr_base", "batch_size", "lr_base_size", "lr_base_scale", "world_size", "grad_accum_steps")
+
+
+class RecipeCommand(VariadicCommand):
+    """A command with a recipe's options, which `--help` lists by subject."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        titles = ("Options", "Recipe", "Schedule", "Learning rate from the batch")
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                sections[_section(str(parameter.name))].append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _section(name: str) -> str:
+    """Returns the section of the help that lists an option."""
+    if name in _OF_THE_SCHEDULE:
+        return "Schedule"
+    if name in _SCALING:
+        return "Learning rate from the batch"
+    return "Recipe" if name in _RECIPE_FIELDS else "Options"
 
 
 def recipe_options(command: Command) -> Command:
@@ -170,16 +155,32 @@ def config_options(path: str, ctx: click.Context) -> dict[str, Any]:
     options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
     content = _load(path)
     found: dict[str, Any] = {}
+    unused: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name in options and name != "config":
+        # The model is built only if a flag asks for it: that takes seconds, and a config may name one to be downloaded.
+        if name in options and name not in ("config", "model"):
             if value is not None:
                 found[name] = _converted(options[name], value, ctx, path)
-        elif name not in _LOOKALIKES:
+            continue
+        unused[str(key)] = value
+        if name not in _LOOKALIKES:
             near = difflib.get_close_matches(name, [str(option) for option in options], 1, cutoff=0.8)
             if near and near[0] not in content:
                 raise click.BadParameter(f"timm has no option {key!r} ({path}); did you mean {near[0]}?")
+    ctx.meta[_UNUSED] = unused
     return found
+
+
+def unused_keys(ctx: click.Context) -> dict[str, Any]:
+    """Returns the entries of the config that the command does not use."""
+    return dict(ctx.meta.get(_UNUSED, {}))
+
+
+def asks_for_schedule(ctx: click.Context) -> bool:
+    """Returns whether a config or an option of the schedule was given."""
+    given = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
+    return bool(ctx.params.get("config")) or any(ctx.get_parameter_source(name) in given for name in _OF_THE_SCHEDULE)
 
 
 def read_recipe(path: str) -> tuple[Recipe, list[str]]:
@@ -189,7 +190,11 @@ def read_recipe(path: str) -> tuple[Recipe, list[str]]:
         click.UsageError: as `config_options` and `recipe_from`.
         SmdtrackError: Two settings contradict each other.
     """
-    return recipe_from(_READER.make_context("recipe", ["--config", path]).params)
+    try:
+        return recipe_from(_READER.make_context("recipe", ["--config", path]).params)
+    except click.UsageError as error:
+        # The reader is no command of the user's: its name and its flag would only confuse.
+        raise click.UsageError(error.message, click.get_current_context(silent=True)) from error
 
 
 def _converted(option: click.Option, value: Any, ctx: click.Context, path: str) -> Any:

@@ -15,7 +15,7 @@ def print_summary(summary: Summary, folder: Path, hints: list[str], console: Con
         if not console.is_terminal:  # lines of a log file are not wrapped at 80 columns
             console = Console(stderr=True, highlight=False, width=140)
     console.print()
-    console.print(_table(summary))
+    console.print(summary_table(summary))
     console.print(summary.verdict, style="bold", soft_wrap=True)
     for reason in sorted({row.line_reason for row in summary.weights if row.line_reason}):
         console.print(reason, markup=False)
@@ -24,7 +24,8 @@ def print_summary(summary: Summary, folder: Path, hints: list[str], console: Con
         console.print(hint, markup=False, soft_wrap=True)
 
 
-def _table(summary: Summary) -> Table:
+def summary_table(summary: Summary) -> Table:
+    """Returns the table of measured against predicted per weight."""
     table = Table(
         title=f"Angular update per step, RMS over steps {summary.first_step} to {summary.last_step}",
         caption="mrad per optimizer step; pred: drift-corrected line; eq: equilibrium line; +-: error of sampling",

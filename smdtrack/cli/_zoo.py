@@ -1,6 +1,8 @@
 """Builds timm models by name, loads checkpoints, and checks that the audit fits into memory."""
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with _harmless_classes():
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SmdtrackError(
             f"{path} is not a checkpoint: neither safetensors (*.safetensors) nor a state dict that "
@@ -119,6 +122,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key[len(prefix) :]: value for key, value in state.items()}
     return state
+
+
+@contextmanager
+def _harmless_classes() -> Iterator[None]:
+    """Lets `torch.load(weights_only=True)` read the settings that timm's training script stores in its checkpoints.
+
+    An `argparse.Namespace` only holds attributes: to build one runs no code of the file.
+    """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, name: str) -> None:

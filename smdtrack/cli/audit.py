@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from smdtrack.cli import _audit_csv, _audit_words
 from smdtrack.cli import _audit_tables as tables
 from smdtrack.cli._audit_work import Failure, Request, audited, audited_all
 from smdtrack.cli._zoo import checked_device, model_names, read_checkpoint
@@ -42,7 +43,7 @@ _PIPE_WIDTH = 1000
 @click.option(
     "--verdict", "verdicts", type=click.Choice(VERDICTS), multiple=True, help="List tensors with this verdict."
 )
-@click.option("--explain", "explained", metavar="NAME", multiple=True, help="Show the evidence for one parameter.")
+@click.option("--explain", "explained", metavar="NAME", multiple=True, help="Explain the verdict on one parameter.")
 def command(
     models: tuple[str, ...],
     checkpoint: str | None,
@@ -80,13 +81,13 @@ def command(
     if several:
         results = _several(requests, None if csv_file is None else Path(csv_file), quiet=as_json)
     else:
-        done = tables.csv_done(Path(csv_file)) if csv_file else set()
-        with _stderr().status(f"auditing {names[0]}"):
-            results = [audited(requests[0])]
+        done = _audit_csv.csv_done(Path(csv_file)) if csv_file else set()
+        with _stderr().status(f"auditing {names[0]}") as status:
+            results = [audited(requests[0], lambda phase: status.update(f"auditing {names[0]}: {phase}"))]
         if csv_file and names[0] not in done:
-            tables.append_csv(Path(csv_file), results[0])
+            _audit_csv.append_csv(Path(csv_file), results[0])
     if as_json:
-        documents = [_document(result, verdicts) for result in results]
+        documents = [_document(result, verdicts, explained) for result in results]
         click.echo(json.dumps(documents if several else documents[0]))
     else:
         _print(results, several, verdicts, explained)
@@ -96,7 +97,7 @@ def command(
 
 def _several(requests: Sequence[Request], csv_file: Path | None, quiet: bool) -> list[Audit | Failure]:
     """Audits one model after another and prints a line for each; skips models that the CSV file already has."""
-    done = tables.csv_done(csv_file) if csv_file is not None else set()
+    done = _audit_csv.csv_done(csv_file) if csv_file is not None else set()
     waiting = [request for request in requests if request.name not in done]
     if len(waiting) < len(requests):
         click.echo(f"{len(requests) - len(waiting)} of {len(requests)} models are in {csv_file} already", err=True)
@@ -108,7 +109,7 @@ def _several(requests: Sequence[Request], csv_file: Path | None, quiet: bool) ->
             failed = isinstance(result, Failure)
             failures += failed
             if csv_file is not None:
-                tables.append_csv(csv_file, result)
+                _audit_csv.append_csv(csv_file, result)
             line = f"{result.name}: {result.reason}" if isinstance(result, Failure) else tables.headline(result)
             _say(progress, f"[{index}/{len(waiting)}] {line}", err=quiet or failed)
             results.append(result)
@@ -144,11 +145,17 @@ def _say(progress: Progress, line: str, err: bool) -> None:
         click.echo(line, err=err)
 
 
-def _document(result: Audit | Failure, verdicts: Sequence[str]) -> dict[str, Any]:
+def _document(result: Audit | Failure, verdicts: Sequence[str], explained: Sequence[str]) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {"model": result.name, "error": result.reason}
     document = result.to_json()
-    if verdicts:
+    if explained:
+        weights = [tables.found_weight(result, name) for name in explained]
+        document["weights"] = [
+            {**weight.to_json(), "explanation": _audit_words.sentences(weight), "evidence": dict(weight.evidence)}
+            for weight in weights
+        ]
+    elif verdicts:
         document["weights"] = [weight for weight in document["weights"] if weight["verdict"] in verdicts]
     return document
 
@@ -163,7 +170,7 @@ def _print(
             continue
         if explained:
             for name in explained:
-                tables.print_evidence(console, tables.found_weight(result, name))
+                tables.print_evidence(console, result, tables.found_weight(result, name))
         elif verdicts:
             tables.print_weights(console, result, verdicts)
         elif not several:

@@ -1,17 +1,23 @@
 """`smdtrack run`: run an unmodified training script and track it."""
 
 import os
+import re
 import shlex
-import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from smdtrack.notices import SmdtrackError
+from smdtrack.cli._signals import finishing_despite_ctrl_c, noting_the_end
+from smdtrack.notices import InterruptedRunError, SmdtrackError, WrongOptionError, given_since, show
+
+#: Seconds that SIGTERM waits for the record and the trackers. Schedulers send SIGKILL some ten seconds later.
+_SECONDS_AT_A_SIGNAL = 5.0
+_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
 def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -86,32 +92,65 @@ def command(
     script's. With torchrun: torchrun --nproc-per-node 2 -m smdtrack run SCRIPT ...
     """
     from smdtrack.launch import run_module, run_script
+    from smdtrack.record import read_run
     from smdtrack.tracking import Options
     from smdtrack.tracking.attach.instrumentation import Instrumentation
+    from smdtrack.tracking.attach.spawned_processes import tracking_spawned_processes
 
     _check_folder(options["folder"])
-    settings = Options(sinks=sinks or None, params={"command": shlex.join([script, *args])}, **options)
-    instrumentation = Instrumentation(settings, _announce)
+    if options["resume_run"] is not None:
+        read_run(options["resume_run"])
+    settings = Options(sinks=sinks or None, params={"command": shlex.join(without_secrets([script, *args]))}, **options)
+    instrumentation = Instrumentation(settings, announce)
     try:
-        outcome = (run_module if module else run_script)(script, args)
+        with (
+            noting_the_end(lambda: instrumentation.stop("interrupted", _SECONDS_AT_A_SIGNAL)),
+            tracking_spawned_processes(settings, announce, report) as spawned,
+        ):
+            outcome = (run_module if module else run_script)(script, args)
+            interrupted = _finish(instrumentation, outcome, spawned)
     except SmdtrackError:
         instrumentation.stop("failed")
         raise
-    instrumentation.stop(outcome.status)
-    try:
-        if not outcome.forked:
-            _report(instrumentation)
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError, SystemExit):  # rich exits where a pipe is broken
-        # Nobody reads stderr any more. Send the rest to the null device; else Python fails to flush stderr and exits
-        # with code 120 instead of the script's.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    if outcome.interrupted:
-        # End by the signal, as the script would have: a shell loop around it then stops too.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
+    if outcome.interrupted or interrupted:
+        raise InterruptedRunError
     sys.exit(outcome.exit_code)
+
+
+def _finish(instrumentation: Any, outcome: Any, spawned: list[int]) -> bool:
+    """Ends the trackers and prints the summaries; returns whether a second Ctrl-C stopped that."""
+    try:
+        with finishing_despite_ctrl_c():
+            instrumentation.stop(outcome.status)
+            try:
+                if not outcome.forked and instrumentation.wrong_option is None:
+                    report(instrumentation, spawned)
+                sys.stderr.flush()
+            except (OSError, ValueError, AttributeError, SystemExit):  # rich exits where a pipe is broken
+                # Nobody reads stderr any more. Send the rest to the null device; else Python fails to flush stderr and
+                # exits with code 120 instead of the script's.
+                with suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except KeyboardInterrupt:
+        return True
+    if instrumentation.wrong_option is not None:
+        raise WrongOptionError(instrumentation.wrong_option)
+    return False
+
+
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """Returns a command line with the values of options that look like secrets replaced by `***`."""
+    shown: list[str] = []
+    secret_follows = False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        is_secret = bool(_SECRET.search(name)) and name.startswith("-")
+        if secret_follows and not word.startswith("-"):
+            shown.append("***")
+        else:
+            shown.append(f"{name}=***" if is_secret and equals else word)
+        secret_follows = is_secret and not equals
+    return shown
 
 
 def _check_folder(folder: Path) -> None:
@@ -132,33 +171,42 @@ def _check_folder(folder: Path) -> None:
         ) from error
 
 
-def _announce(tracker: Any) -> None:
+def announce(tracker: Any) -> None:
+    """Prints which weights are tracked, and where they are recorded."""
     chosen = tracker.selection
-    click.echo(
-        f"smdtrack: {len(chosen.weights)} scale-invariant weights of {chosen.model_name}"
-        f" ({chosen.share_of_parameters:.0%} of its parameters), recorded in {tracker.folder}",
-        err=True,
-    )
+    count = len(chosen.weights)
+    weights = f"{count} scale-invariant weight{'' if count == 1 else 's'}"
+    show(f"{weights} of {chosen.model_name} ({chosen.share_of_parameters:.0%} of its parameters), in {tracker.folder}")
     if tracker.resumed_from is not None:
         checkpoint = tracker.resumed_from
-        click.echo(
-            f"smdtrack: the training continues from a checkpoint at step {checkpoint.step} of {checkpoint.folder}; it"
-            f" is recorded as a new run (to continue that record: --resume-run {shlex.quote(str(checkpoint.folder))})",
-            err=True,
+        show(
+            f"the training continues from a checkpoint at step {checkpoint.step} of {checkpoint.folder}; it is recorded"
+            f" as a new run (to continue that record: --resume-run {shlex.quote(str(checkpoint.folder))})"
         )
 
 
-def _report(instrumentation: Any) -> None:
+def report(instrumentation: Any, spawned: Sequence[int] = ()) -> None:
+    """Prints the closing block: what was measured of each training, or why nothing was, and the notices once more."""
     from smdtrack.cli._summary import print_summary
-    from smdtrack.tracking.attach.process_rank import rank
 
-    if rank() != 0:
+    if not instrumentation.is_recording_process:
         return
-    if not instrumentation.optimizers:
-        click.echo("smdtrack: nothing was tracked: the script made no optimizer step that could be measured", err=True)
     for tracker in instrumentation.trackers:
         summary = tracker.summary()
         if summary.reason is not None:
-            click.echo(f"smdtrack: {tracker.folder}: {summary.verdict}", err=True)
+            show(f"{tracker.folder}: {summary.verdict}")
         else:
             print_summary(summary, tracker.folder, tracker.hints())
+    if not instrumentation.trackers:
+        if instrumentation.failures:
+            reasons = "; ".join(instrumentation.failures)
+            show(f"nothing was tracked: {reasons}")
+        elif not instrumentation.optimizers and not spawned:
+            show("nothing was tracked: the script made no optimizer step that could be measured")
+        elif instrumentation.optimizers:
+            show("nothing was tracked: the training ended before its model could be examined")
+    earlier = [message for message in given_since(0) if message not in instrumentation.failures]
+    if earlier:
+        show("what it could not do, once more:")
+        for message in dict.fromkeys(earlier):
+            show(f"  {message}")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smdtrack.invariance.isolation import DoublePrecision
+from smdtrack.invariance.computation_mode import ComputationMode, ComputationSettings
 
 
 @dataclass
@@ -60,7 +60,7 @@ def _over_channels(x: Tensor) -> tuple[list[int], list[int]]:
     return [dim for dim in range(x.dim()) if dim != 1], [-1 if dim == 1 else 1 for dim in range(x.dim())]
 
 
-class ConstantVariance(DoublePrecision):
+class ConstantVariance(ComputationMode):
     """Makes normalisations treat their variance as a constant in the backward pass, but not their mean.
 
     With a constant variance a normalisation is linear in its input. A weight that it made invariant then has a radial
@@ -70,11 +70,12 @@ class ConstantVariance(DoublePrecision):
     recorded for every call.
 
     Args:
+        settings: What every pass of the audit has in common.
         every_norm: Treat layer, group, instance and RMS norm and weight standardisation in this way, too.
     """
 
-    def __init__(self, every_norm: bool = False):
-        super().__init__()
+    def __init__(self, settings: ComputationSettings, every_norm: bool = False):
+        super().__init__(settings)
         self.every_norm = every_norm
         self.derivatives: list[InputRadialDerivative] = []
         self._stack: list[tuple[str, nn.Module]] = []
@@ -85,6 +86,8 @@ class ConstantVariance(DoublePrecision):
         """Follows which module is running, by hooks on the (copied) model."""
         handles = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             handles.append(module.register_forward_pre_hook(self._entering(name)))
             handles.append(module.register_forward_hook(self._leaving, always_call=True))
         try:

@@ -1,24 +1,25 @@
 """Decisions by forward passes: change parameters and see whether the outputs change."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
-from smdtrack.invariance.evidence import (
-    FAINT_ENERGY,
-    UNCHANGED,
-    UNCHANGED_ALONE,
-    UNTOUCHED,
-    ZERO_ENERGY,
-    OutputChanges,
-    ParameterEvidence,
-    Proposal,
-    names_with,
-)
+from smdtrack.invariance.evidence import OutputChanges, ParameterEvidence, Proposal, names_with
+from smdtrack.invariance.outputs import Baseline
 from smdtrack.invariance.trial_model import TrialModel
 
-#: Changes of the outputs below this are float64 rounding, however little other values of the parameter change them.
-_ROUNDING = 1e-12
+
+class Certificate(NamedTuple):
+    """Relative change of the outputs when all invariant parameters are scaled at once; None if nothing was scaled.
+
+    Attributes:
+        tensor: With one random factor per parameter.
+        filter: With one random factor per filter.
+    """
+
+    tensor: float | None = None
+    filter: float | None = None
 
 
 def members_that_fail(names: list[str], passes: Callable[[list[str]], bool]) -> list[str]:
@@ -29,7 +30,7 @@ def members_that_fail(names: list[str], passes: Callable[[list[str]], bool]) -> 
         passes: Tests a group.
 
     Returns:
-        The members that fail alone; the whole group where it fails only jointly.
+        The members that fail alone; the whole group if it fails only jointly.
     """
     if not names or passes(names):
         return []
@@ -40,52 +41,59 @@ def members_that_fail(names: list[str], passes: Callable[[list[str]], bool]) -> 
     return found or names
 
 
-def inactive_parameters(trial: TrialModel, base: Tensor, evidence: dict[str, ParameterEvidence]) -> list[str]:
-    """Returns parameters without a gradient if they matter at other values: their part is inactive at this point.
+def without_influence(names: list[str], evidence: dict[str, ParameterEvidence], zero_energy: float) -> list[str]:
+    """Returns those parameters that have no gradient even with the variance of batch norm held constant."""
+    return [name for name in names if evidence[name].constant_variance_energy <= zero_energy]
 
-    All units of a small gate may be dead for a whole batch. Its parameters then have no gradient, not even with the
-    variance of batch norm held constant, and yet the function depends on them.
+
+def decide_without_gradient(
+    trial: TrialModel, base: Baseline, evidence: dict[str, ParameterEvidence], unread_deviation: float
+) -> list[str]:
+    """Decides parameters without a gradient: unused ones, and those of which only the signs matter.
+
+    Args:
+        trial: The model.
+        base: Its outputs at the present point.
+        evidence: What is known.
+        unread_deviation: Change of the outputs when all parameters `without_influence` get other values.
+
+    Returns:
+        The parameters on whose magnitude the outputs depend although they have no gradient.
     """
-    names = [
-        name
-        for name in names_with(evidence, Proposal.NO_GRADIENT)
-        if evidence[name].constant_variance_energy <= ZERO_ENERGY
-    ]
-    return names if names and trial.deviation(base, names, trial.other_values) > UNTOUCHED else []
-
-
-def decide_without_gradient(trial: TrialModel, base: Tensor, evidence: dict[str, ParameterEvidence]) -> None:
-    """Decides the parameters without a gradient: one forward pass changes all, and only what matters is looked into."""
+    limits = trial.limits
     names = names_with(evidence, Proposal.NO_GRADIENT)
-    if not names:
-        return
-    deviation = trial.deviation(base, names, trial.other_values)
-    if deviation <= UNTOUCHED:
-        for name in names:
+    unread = set(without_influence(names, evidence, limits.zero_energy))
+    if unread_deviation <= limits.untouched:
+        for name in unread:
             evidence[name].verdict = "unused"
-            evidence[name].unused_deviation = deviation
-        return
-    felt = set(members_that_fail(names, lambda group: trial.deviation(base, group, trial.element_factors) <= UNCHANGED))
-    unfelt = [name for name in names if name not in felt]
-    only_signs_matter = [name for name in unfelt if evidence[name].constant_variance_energy > ZERO_ENERGY]
-    rest = [name for name in unfelt if evidence[name].constant_variance_energy <= ZERO_ENERGY]
-    felt |= set(members_that_fail(rest, lambda group: trial.deviation(base, group, trial.other_values) <= UNTOUCHED))
-    for name in only_signs_matter:
-        evidence[name].verdict = "degenerate"
+            evidence[name].unused_deviation = unread_deviation
+        names = [name for name in names if name not in unread]
+
+    def unscaled(group: list[str]) -> bool:
+        return trial.deviation(base, group, trial.element_factors) <= limits.unchanged
+
+    def untouched(group: list[str]) -> bool:
+        return trial.deviation(base, group, trial.other_values) <= limits.untouched
+
+    # With detached paths most of them may be felt, as all of a target network: halving would take two passes for each.
+    one_by_one = not trial.uses_detach
+    felt = members_that_fail(names, unscaled) if one_by_one else [*names] if names and not unscaled(names) else []
+    rest = [name for name in names if name not in set(felt)]
+    with_signs = set(members_that_fail(rest, untouched))
     for name in rest:
-        evidence[name].verdict = "unused"
-    for name in felt:
-        decide_alone(trial, base, name, evidence[name])
+        evidence[name].verdict = "degenerate" if name in with_signs else "unused"
+    return felt
 
 
-def decide_unclear(trial: TrialModel, base: Tensor, evidence: dict[str, ParameterEvidence]) -> None:
+def decide_unclear(trial: TrialModel, base: Baseline, evidence: dict[str, ParameterEvidence]) -> None:
     """Decides the parameters about which the gradients say too little."""
     for name in names_with(evidence, Proposal.UNCLEAR):
         decide_alone(trial, base, name, evidence[name])
 
 
-def decide_alone(trial: TrialModel, base: Tensor, name: str, known: ParameterEvidence) -> None:
-    """Decides one parameter by four forward passes in which it alone is changed."""
+def decide_alone(trial: TrialModel, base: Baseline, name: str, known: ParameterEvidence) -> None:
+    """Decides one parameter by at most four forward passes in which it alone is changed."""
+    limits = trial.limits
     changes = OutputChanges(
         other_values=trial.deviation(base, [name], trial.other_values),
         scaled=trial.deviation(base, [name], lambda _, value: 2.3 * value),
@@ -93,9 +101,9 @@ def decide_alone(trial: TrialModel, base: Tensor, name: str, known: ParameterEvi
         element_factors=trial.deviation(base, [name], trial.element_factors),
     )
     known.changes = changes
-    limit = max(UNCHANGED_ALONE * changes.other_values, _ROUNDING)
-    unfelt = changes.other_values <= UNTOUCHED and changes.sign_flipped <= UNTOUCHED
-    if unfelt and known.energy <= FAINT_ENERGY:
+    limit = max(limits.unchanged_alone * min(changes.other_values, 1.0), limits.rounding)
+    unfelt = changes.other_values <= limits.untouched and changes.sign_flipped <= limits.untouched
+    if unfelt and known.energy <= limits.faint_energy:
         known.verdict = "unused"
     elif changes.element_factors <= limit:
         known.verdict = "degenerate"
@@ -103,47 +111,64 @@ def decide_alone(trial: TrialModel, base: Tensor, name: str, known: ParameterEvi
         known.verdict = "invariant" if changes.scaled <= limit else "sensitive"
 
 
-def certify(trial: TrialModel, base: Tensor, evidence: dict[str, ParameterEvidence]) -> dict[str, float | None]:
-    """Scales all invariant parameters at once, per tensor and then per filter; decides alone those that fail.
+def certify(trial: TrialModel, base: Baseline, evidence: dict[str, ParameterEvidence]) -> Certificate:
+    """Scales all invariant parameters at once, by a factor per filter where the gradients say so, else per tensor.
 
-    Returns:
-        Relative change of the outputs with a factor per `tensor` and per `filter`; None where nothing was scaled.
+    If the outputs change, it scales per tensor and per filter one after the other. The parameters that change the
+    outputs are found by halving and decided alone. Those that still change them together are not called invariant. So
+    the certificate never contradicts the verdicts.
     """
-    names = [name for name, known in evidence.items() if known.verdict == "invariant"]
-    if not names:
-        return {"tensor": None, "filter": None}
-    deviation = trial.deviation(base, names, trial.one_factor)
-    if deviation > UNCHANGED:
-        failing = members_that_fail(names, lambda group: trial.deviation(base, group, trial.one_factor) <= UNCHANGED)
-        for name in failing:
-            decide_alone(trial, base, name, evidence[name])
-        names = [name for name in names if evidence[name].verdict == "invariant"]
-        deviation = trial.deviation(base, names, trial.one_factor)
-    for name in names:
-        evidence[name].group_deviation = deviation
-    by_filter = _certify_filters(trial, base, {name: evidence[name] for name in names})
-    return {"tensor": deviation, "filter": by_filter}
-
-
-def _certify_filters(trial: TrialModel, base: Tensor, invariant: dict[str, ParameterEvidence]) -> float | None:
-    """Sets the scope of invariant parameters, and scales every filter of those that have one by its own factor."""
+    limits = trial.limits
+    invariant = {name: known for name, known in evidence.items() if known.verdict == "invariant"}
     for name, known in invariant.items():
-        dims = [dim for dim in known.filter_dims if trial.parameters[name].dim() > 1]
+        dims = [dim for dim in known.filter_dims(limits) if trial.parameters[name].dim() > 1]
         known.scope = "filter" if dims else "tensor"
         known.filter_dim = dims[0] if dims else None
+    if not invariant:
+        return Certificate()
 
-    def change(name: str, value: Tensor) -> Tensor:
+    def by_scope(name: str, value: Tensor) -> Tensor:
+        dim = invariant[name].filter_dim
+        return trial.one_factor(name, value) if dim is None else trial.slice_factors(dim)(name, value)
+
+    deviation = trial.deviation(base, invariant, by_scope)
+    if deviation > limits.unchanged:
+        return _certify_separately(trial, base, invariant)
+    for known in invariant.values():
+        known.group_deviation = deviation
+    return Certificate(deviation, deviation if any(k.scope == "filter" for k in invariant.values()) else None)
+
+
+def _certify_separately(trial: TrialModel, base: Baseline, invariant: dict[str, ParameterEvidence]) -> Certificate:
+    limits = trial.limits
+
+    def change_per_filter(name: str, value: Tensor) -> Tensor:
         return trial.slice_factors(invariant[name].filter_dim or 0)(name, value)
 
-    names = [name for name, known in invariant.items() if known.scope == "filter"]
-    if not names:
-        return None
-    deviation = trial.deviation(base, names, change)
-    if deviation > UNCHANGED:
-        for name in members_that_fail(names, lambda group: trial.deviation(base, group, change) <= UNCHANGED):
+    def unchanged(group: list[str]) -> bool:
+        return trial.deviation(base, group, trial.one_factor) <= limits.unchanged
+
+    def unchanged_per_filter(group: list[str]) -> bool:
+        return trial.deviation(base, group, change_per_filter) <= limits.unchanged
+
+    for name in members_that_fail(list(invariant), unchanged):
+        decide_alone(trial, base, name, invariant[name])
+    names = [name for name, known in invariant.items() if known.verdict == "invariant"]
+    deviation = trial.deviation(base, names, trial.one_factor) if names else None
+    if deviation is not None and deviation > limits.unchanged:
+        for name in names:
+            invariant[name].verdict = "sensitive"
+        names, deviation = [], None
+    for known in invariant.values():
+        if known.verdict != "invariant":
+            known.scope, known.filter_dim = None, None
+        else:
+            known.group_deviation = deviation
+    filters = [name for name in names if invariant[name].scope == "filter"]
+    by_filter = trial.deviation(base, filters, change_per_filter) if filters else None
+    while by_filter is not None and by_filter > limits.unchanged:
+        for name in members_that_fail(filters, unchanged_per_filter) or filters:
             invariant[name].scope, invariant[name].filter_dim = "tensor", None
-        names = [name for name in names if invariant[name].scope == "filter"]
-        deviation = trial.deviation(base, names, change)
-    for name in names:
-        invariant[name].filter_deviation = deviation
-    return deviation
+        filters = [name for name in filters if invariant[name].scope == "filter"]
+        by_filter = trial.deviation(base, filters, change_per_filter) if filters else None
+    return Certificate(deviation, by_filter)

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
-#: Largest |cos| between a weight and its gradient that counts as orthogonal in float64. The largest one observed for an
-#: invariant weight was 2e-9, the smallest for any other 1.5e-4 (two draws, 5,067 tensors of 115 timm models).
-ORTHOGONAL_COSINE = 1e-7
-
-#: Slices are looked at only if the whole tensor's |cos| is below this: if every slice is orthogonal, so is the tensor.
-_WORTH_SLICING = 1e-4
+#: Slices are looked at only if the whole tensor's |cos| is at most this multiple of the limit for orthogonality: if
+#: every slice is orthogonal, so is the tensor.
+_WORTH_SLICING = 1000
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,11 @@ class GradientStatistics:
     weight_norm: float
     grad_norm: float
     slice_cosines: Mapping[int, float]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether weight and gradient have no infinite or undefined entry."""
+        return isfinite(self.inner) and isfinite(self.grad_norm)
 
     @property
     def energy(self) -> float:
@@ -62,17 +65,23 @@ def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def gradient_statistics(parameter: nn.Parameter) -> GradientStatistics:
-    """Returns the statistics of a parameter and the gradient that it holds; no gradient counts as zero."""
+def gradient_statistics(parameter: nn.Parameter, orthogonal_cosine: float) -> GradientStatistics:
+    """Returns the statistics of a parameter and the gradient that it holds; no gradient counts as zero.
+
+    Args:
+        parameter: The parameter.
+        orthogonal_cosine: Largest |cos| that counts as orthogonal.
+    """
     weight = as_real(parameter.detach())
-    if parameter.grad is None or parameter.numel() == 0:
-        return GradientStatistics(0.0, float(torch.linalg.vector_norm(weight)), 0.0, {})
-    grad = as_real(parameter.grad)
+    if not weight.is_floating_point() or parameter.grad is None or parameter.numel() == 0:
+        norm = float(torch.linalg.vector_norm(weight)) if weight.is_floating_point() else 0.0
+        return GradientStatistics(0.0, norm, 0.0, {})
+    grad = _dense_gradient(parameter)
     inner = float(torch.dot(weight.flatten(), grad.flatten()))
     weight_norm, grad_norm = float(torch.linalg.vector_norm(weight)), float(torch.linalg.vector_norm(grad))
     energy = weight_norm * grad_norm
-    orthogonal = energy > 0 and abs(inner) <= _WORTH_SLICING * energy
-    slices = _slice_cosines(weight, grad, parameter.dim()) if orthogonal else {}
+    orthogonal = energy > 0 and abs(inner) <= _WORTH_SLICING * orthogonal_cosine * energy
+    slices = _slice_cosines(weight, grad, parameter.dim(), orthogonal_cosine) if orthogonal else {}
     return GradientStatistics(inner, weight_norm, grad_norm, slices)
 
 
@@ -80,7 +89,7 @@ def radial_derivatives(parameter: nn.Parameter, dims: Iterable[int]) -> RadialDe
     """Returns a parameter's radial derivatives along the first dimension and some others; None without a gradient."""
     if parameter.grad is None:
         return None
-    weight, grad = as_real(parameter.detach()), as_real(parameter.grad)
+    weight, grad = as_real(parameter.detach()), _dense_gradient(parameter)
     product = weight * grad
     whole = product.sum().view(1)
     by_slice = {dim: _slice_sums(product, dim) if product.dim() else whole for dim in {0, *dims}}
@@ -88,7 +97,7 @@ def radial_derivatives(parameter: nn.Parameter, dims: Iterable[int]) -> RadialDe
     return RadialDerivatives(whole, by_slice, energy)
 
 
-def _slice_cosines(weight: Tensor, grad: Tensor, dims: int) -> dict[int, float]:
+def _slice_cosines(weight: Tensor, grad: Tensor, dims: int, orthogonal_cosine: float) -> dict[int, float]:
     found: dict[int, float] = {}
     for dim in range(dims):
         if weight.shape[dim] == 1 and dim > 0:
@@ -100,9 +109,15 @@ def _slice_cosines(weight: Tensor, grad: Tensor, dims: int) -> dict[int, float]:
         norms = torch.linalg.vector_norm(weight, dim=others) * torch.linalg.vector_norm(grad, dim=others)
         largest, scale = float((weight * grad).sum(dim=others).abs().max()), float(norms.max())
         found[dim] = largest / scale if scale > 0 else 1.0
-        if found[dim] < ORTHOGONAL_COSINE:
+        if found[dim] < orthogonal_cosine:
             break
     return found
+
+
+def _dense_gradient(parameter: nn.Parameter) -> Tensor:
+    grad = parameter.grad
+    assert grad is not None
+    return as_real(grad.to_dense() if grad.layout is not torch.strided else grad)
 
 
 def _slice_sums(product: Tensor, dim: int) -> Tensor:

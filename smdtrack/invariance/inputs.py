@@ -1,85 +1,16 @@
-"""Inputs for the audit: which input a model takes, and random batches of it."""
+"""Inputs for the audit when the caller gives none, or only a size."""
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from smdtrack.invariance.input_template import BATCH, InputTemplate, Sampling
 from smdtrack.notices import SmdtrackError
 
-#: Items in a batch. Batch norm on maps of one pixel has no gradient with 2 and raises with 1.
-BATCH = 4
 #: Heights and widths in pixels that are tried after those that the model's configuration names.
 _SIZES = (96, 64, 32, 28, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
-
-
-@dataclass(frozen=True)
-class InputTemplate:
-    """Shapes and example values of an input, from which random batches are drawn.
-
-    Attributes:
-        args: Examples of the positional arguments. Tensors get new values, anything else is passed on unchanged.
-        kwargs: Examples of the keyword arguments.
-        input_size: Shape of the first tensor without its batch dimension.
-        found: Whether the size was found by trying, so that another one may be tried.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    input_size: tuple[int, ...] | None
-    found: bool = False
-
-    def sample(self, generator: torch.Generator, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Draws one batch of four."""
-        args = tuple(_redraw(value, generator, device) for value in self.args)
-        return args, {key: _redraw(value, generator, device) for key, value in self.kwargs.items()}
-
-
-def _redraw(value: Any, generator: torch.Generator, device: torch.device) -> Any:
-    """Returns random values like an example: normal, uniform if it is nowhere negative, integers out of the example."""
-    if isinstance(value, Tensor):
-        if value.dim() == 0:
-            return value.detach().to(device, torch.float64 if value.is_floating_point() else value.dtype)
-        shape = (BATCH, *value.shape[1:])
-        if value.is_floating_point():
-            if value.is_meta or value.numel() == 0 or bool(value.min() < 0):
-                return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
-            top = float(value.max()) or 1.0
-            return top * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
-        if value.is_complex() or value.numel() == 0:
-            return value.detach().to(device)
-        pool = value.detach().flatten().cpu()
-        count = torch.Size(shape).numel()
-        return pool[torch.randint(len(pool), (count,), generator=generator, device="cpu")].view(shape).to(device)
-    if isinstance(value, Mapping):
-        return {key: _redraw(item, generator, device) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(_redraw(item, generator, device) for item in value)
-    return value
-
-
-def template_of_example(example: Any) -> InputTemplate:
-    """Returns the template of a tensor, a tuple of positional arguments or a dict of keyword arguments.
-
-    Raises:
-        SmdtrackError: The example contains no tensor.
-    """
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-    else:
-        args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    if first is None:
-        raise SmdtrackError(
-            f"example_input is {type(example).__name__} without a tensor; "
-            "give a tensor, a tuple of positional arguments or a dict of keyword arguments"
-        )
-    return InputTemplate(args, kwargs, tuple(first.shape[1:]))
 
 
 def template_of_size(size: Sequence[int], *, found: bool = False) -> InputTemplate:
@@ -91,7 +22,7 @@ def template_of_size(size: Sequence[int], *, found: bool = False) -> InputTempla
     shape = tuple(size)
     if not shape or not all(isinstance(extent, int) and extent > 0 for extent in shape):
         raise SmdtrackError(f"input_size {size!r} is not a sequence of positive integers such as (3, 96, 96)")
-    return InputTemplate((torch.empty((BATCH, *shape), device="meta"),), {}, shape, found)
+    return InputTemplate((torch.empty((BATCH, *shape), device="meta"),), {}, shape, Sampling.RANDOM, found=found)
 
 
 def _pretrained_config(model: nn.Module) -> Mapping[str, Any]:
@@ -172,12 +103,3 @@ def larger(template: InputTemplate) -> InputTemplate | None:
         return None
     channels, height, width = template.input_size
     return template_of_size((channels, 2 * height, 2 * width), found=True)
-
-
-def reseed(seed: int) -> None:
-    """Seeds every global random generator, so that noise inside a model is the same in every forward pass."""
-    import numpy
-
-    torch.manual_seed(seed)
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)

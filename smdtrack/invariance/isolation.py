@@ -2,17 +2,12 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy
 import torch
 from torch.nn.modules import module as torch_module
-from torch.overrides import TorchFunctionMode
-
-_LOW = (torch.float32, torch.bfloat16, torch.float16)
-_CASTS = ("float", "half", "bfloat16")
 
 
 @contextmanager
@@ -70,32 +65,8 @@ def isolated(device: torch.device) -> Iterator[None]:
         yield
 
 
-class DoublePrecision(TorchFunctionMode):
-    """Keeps everything that a forward pass computes in float64, also where the model asks for less.
-
-    Some modules cast their input to float32 (`x.float()`, `x.to(torch.bfloat16)`). That would leave rounding errors of
-    1e-7, and the audit looks for 1e-9. So every lower floating dtype that is asked for becomes float64, and every
-    floating result is converted to float64.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in _CASTS and args and isinstance(args[0], torch.Tensor):
-            return args[0].double()
-        if name == "type_as" and len(args) > 1 and args[1].dtype in _LOW:
-            return args[0].double()
-        if kwargs.get("dtype") in _LOW:
-            kwargs = {**kwargs, "dtype": torch.float64}
-        if any(isinstance(arg, torch.dtype) and arg in _LOW for arg in args):
-            args = tuple(torch.float64 if isinstance(arg, torch.dtype) and arg in _LOW else arg for arg in args)
-        result = self.call(func, args, kwargs)
-        if isinstance(result, torch.Tensor) and result.dtype in _LOW:
-            return result.double()
-        return result
-
-    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls the intercepted function; a subclass may replace it."""
-        return func(*args, **kwargs)
+def seed_generators(seed: int) -> None:
+    """Seeds every global random generator, so that noise inside a model is the same in every forward pass."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)

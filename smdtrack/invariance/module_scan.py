@@ -20,6 +20,7 @@ def has_no_normalisation(model: nn.Module) -> bool:
             return False
         if any(key in module.__dict__ for key in _EPS_NAMES) or hasattr(module, "parametrizations"):
             return False
-        if module.__dict__.get("_forward_pre_hooks"):
+        # A hook or a forward of the instance's own may normalise, too.
+        if any(module.__dict__.get(key) for key in ("_forward_hooks", "_forward_pre_hooks", "forward")):
             return False
     return True

@@ -29,6 +29,8 @@ class Weight:
         cosine: Largest `|<w, g>| / (||w|| ||g||)` over the random points; None if the gradient is zero. If the cosine
             of an invariant weight is not small, the model hides the true derivative from autograd
             (`w / w.norm().detach()`). Its gradient is then not tangential, and no theoretical line holds for it.
+        decayed: Whether timm's optimizer factory gives it weight decay: it trains, is no vector and no bias, and the
+            model does not exclude it.
         evidence: The numbers behind the verdict, for people to read.
     """
 
@@ -40,6 +42,7 @@ class Weight:
     scope: Scope | None = None
     filter_dim: int | None = None
     cosine: float | None = None
+    decayed: bool = True
     evidence: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -51,7 +54,7 @@ class Weight:
         return count
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the eight keys of the audit's JSON document."""
+        """Returns the weight's entry in the audit's JSON document."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -61,6 +64,7 @@ class Weight:
             "scope": self.scope,
             "filter_dim": self.filter_dim,
             "cosine": self.cosine,
+            "decayed": self.decayed,
         }
 
 
@@ -77,6 +81,8 @@ class Audit:
         certificate: Largest relative change of the outputs when all invariant tensors are scaled at once by
             independent random factors, per `tensor` and per `filter`; None if nothing was scaled.
         weights: One record per parameter, in the order of `named_parameters()`.
+        precision: `float64`, or `float32` if the model cannot compute in float64.
+        notes: What a reader must know before believing the verdicts, a sentence each.
     """
 
     model: str
@@ -86,6 +92,13 @@ class Audit:
     seconds: float
     certificate: Mapping[str, float | None]
     weights: tuple[Weight, ...] = field(repr=False)
+    precision: str = "float64"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batch_norm_parameters(self) -> int:
+        """Number of scalar parameters in tensors that batch norm makes invariant."""
+        return sum(w.size for w in self.weights if w.verdict == "invariant" and w.cause == "batch_norm")
 
     @property
     def invariant(self) -> tuple[str, ...]:
@@ -108,7 +121,10 @@ class Audit:
             "input_size": None if self.input_size is None else list(self.input_size),
             "parameters": self.parameters,
             "invariant_parameters": self.invariant_parameters,
+            "batch_norm_parameters": self.batch_norm_parameters,
             "seconds": self.seconds,
+            "precision": self.precision,
+            "notes": list(self.notes),
             "certificate": dict(self.certificate),
             "weights": [weight.to_json() for weight in self.weights],
         }

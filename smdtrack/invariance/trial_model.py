@@ -1,168 +1,222 @@
 """A copied model at a generic point, which the audit runs forward and backward."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smdtrack.invariance.computation_mode import ComputationMode, ComputationSettings
+from smdtrack.invariance.evidence import Limits, limits_of
+from smdtrack.invariance.generic_point import Distance, PointSampler
 from smdtrack.invariance.gradient_statistics import GradientStatistics, as_real, gradient_statistics
-from smdtrack.invariance.inputs import InputTemplate, reseed
-from smdtrack.invariance.isolation import DoublePrecision
+from smdtrack.invariance.input_template import InputTemplate, fresh
+from smdtrack.invariance.isolation import seed_generators
+from smdtrack.invariance.module_state import ModuleState
+from smdtrack.invariance.outputs import Baseline, tensors_of
 from smdtrack.notices import SmdtrackError
 
+Change = Callable[[str, Tensor], Tensor]
 
-def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Yields the floating tensors in what a model returns: tensors, tuples, lists, dicts, dataclasses."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point() or output.is_complex():
-            yield as_real(output)
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_of(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from tensors_of(value)
-    elif hasattr(output, "__dataclass_fields__"):
-        for key in output.__dataclass_fields__:
-            yield from tensors_of(getattr(output, key))
+
+class NotFiniteError(FloatingPointError):
+    """The outputs or the gradients are not finite at this point."""
+
+    def __init__(self) -> None:
+        super().__init__("the outputs are not finite")
 
 
 class TrialModel:
     """A copied model with named parameters, a batch of inputs and a random linear loss.
 
-    Every pass starts from the same random seed and the same buffers: the outputs depend on the parameters alone.
+    Every pass at one point starts from the same random seed and the same state of the modules, so that the outputs
+    depend on the parameters alone.
+
+    Attributes:
+        passes: Forward passes so far.
+        uses_random_numbers: Whether the forward passes draw random numbers.
+        uses_detach: Whether the forward passes use `detach`, `.data` or `no_grad`.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], device: torch.device, seed: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        device: torch.device,
+        seed: int,
+        settings: ComputationSettings,
+    ):
         self.model = model
         self.parameters = parameters
         self.device = device
-        self.seed = seed
+        self.settings = settings
+        self.limits: Limits = limits_of(settings.dtype)
         self.generator = torch.Generator("cpu").manual_seed(seed)
-        self._initial: dict[str, Tensor] = {}
-        self._buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers() if not buffer.is_meta]
+        self.passes = 0
+        self.uses_random_numbers = False
+        self.uses_detach = False
+        self._seed = seed
+        self._state = ModuleState(model)
+        self.points = PointSampler(parameters, self._state.buffers(), self.generator)
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-        self._cotangents: list[Tensor] = []
-        self._last: tuple[Tensor, float] | None = None
+        self._cotangents: list[Tensor | None] = []
+        self._baseline: Baseline | None = None
+        self._loss: float | None = None
+        self._loss_through_detach = False
+        # Parameters that the forward pass itself changes (an embedding with max_norm), with their values before.
+        self._changed_by_forward: dict[str, Tensor | None] = {}
 
-    def move_to_generic_point(self, amplitude: float) -> None:
-        """Draws new values for the parameters that initialisation left special: vectors, constants, vanished slices."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                if parameter.numel() == 0 or not (parameter.is_floating_point() or parameter.is_complex()):
-                    continue
-                values = as_real(parameter)
-                is_vector = parameter.numel() == max(parameter.shape, default=1)
-                first, last = values[(0,) * values.dim()], values[(-1,) * values.dim()]
-                if is_vector and name not in self._initial:
-                    self._initial[name] = values.clone()
-                # Nearly every tensor that is not constant differs in its last element already.
-                elif name not in self._initial and last == first and bool((values == first).all()):
-                    self._initial[name] = first.clone()
-                if name in self._initial:
-                    spread = amplitude if is_vector else (parameter.shape[0] / parameter.numel()) ** 0.5
-                    stretch = 1 + amplitude * (2 * self._rand(values.shape) - 1)
-                    values.copy_(self._initial[name] * stretch + spread * self._randn(values.shape))
-                else:
-                    self._redraw_vanished_slices(values)
+    @property
+    def precision(self) -> str:
+        """`float64` or `float32`."""
+        return str(self.settings.dtype).removeprefix("torch.")
 
-    def redraw(self, names: Iterable[str]) -> None:
-        """Gives some parameters other values and keeps them."""
-        with torch.no_grad():
-            for name in names:
-                values = as_real(self.parameters[name])
-                values.copy_(self.other_values(name, values))
+    def move(self, distance: Distance, template: InputTemplate) -> None:
+        """Moves to a new generic point, with a new batch, new random numbers and a new loss."""
+        self._undo_changes_by_forward()
+        self._state.restore(self._seed)
+        self.points.move(distance)
+        self._state.take()
+        self._batch = template.sample(self.generator, self.device, self.settings.dtype)
+        self._seed += 1
+        self._cotangents, self._baseline, self._loss = [], None, None
 
-    def _redraw_vanished_slices(self, values: Tensor) -> None:
-        """Draws new values for slices whose norm has decayed to nothing: batch norm would turn them into noise."""
-        norms = torch.linalg.vector_norm(values.flatten(1), dim=1)
-        typical = norms.median() if bool(norms.median() > 0) else norms.max()
-        vanished = norms < 1e-3 * typical
-        if bool(vanished.any()):
-            fresh = self._randn((int(vanished.sum()), *values.shape[1:]))
-            values[vanished] = fresh * (typical / fresh[0].numel() ** 0.5)
+    def keep_state(self) -> None:
+        """Takes the modules' state after the last pass as the state from which every pass starts.
 
-    def _rand(self, shape: Sequence[int]) -> Tensor:
-        return torch.rand(tuple(shape), generator=self.generator, dtype=torch.float64, device="cpu").to(self.device)
+        A model may set itself up in its first forward pass, from the data.
+        """
+        self._state.take()
 
-    def _randn(self, shape: Sequence[int]) -> Tensor:
-        return torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64, device="cpu").to(self.device)
-
-    def draw_batch(self, template: InputTemplate) -> None:
-        """Draws a new batch. The next backward pass draws a new loss for it."""
-        self._batch = template.sample(self.generator, self.device)
-        self._cotangents = []
-        self._last = None
-
-    def outputs(self, mode: DoublePrecision | None = None) -> list[Tensor]:
+    def outputs(self, mode: ComputationMode | None = None) -> list[Tensor]:
         """Runs the model forward and returns its floating outputs."""
-        for buffer, value, version in self._buffers:
-            if buffer._version != version:
-                buffer.copy_(value)
-        self._buffers = [(buffer, value, buffer._version) for buffer, value, _ in self._buffers]
-        reseed(self.seed)
-        args, kwargs = self._batch
-        with mode or DoublePrecision():
-            return list(tensors_of(self.model(*args, **kwargs)))
+        self._undo_changes_by_forward()
+        self._state.restore(self._seed)
+        seed_generators(self._seed)
+        before = random.getstate(), torch.get_rng_state()
+        for name in self._changed_by_forward:
+            self._changed_by_forward[name] = self.parameters[name].detach().clone()
+        versions = [(name, parameter._version) for name, parameter in self.parameters.items()]
+        args, kwargs = fresh(self._batch)
+        self.passes += 1
+        mode = mode or ComputationMode(self.settings)
+        with mode:
+            output = self.model(*args, **kwargs)
+        self.uses_detach |= mode.saw_detach
+        for name, version in versions:
+            if self.parameters[name]._version != version and name not in self._changed_by_forward:
+                self._changed_by_forward[name] = None
+        if before[0] != random.getstate() or not torch.equal(before[1], torch.get_rng_state()):
+            self.uses_random_numbers = True
+        return list(tensors_of(output))
 
-    def values(self) -> Tensor:
-        """Returns all outputs as one vector, without gradients."""
+    def _undo_changes_by_forward(self) -> None:
+        for name, before in self._changed_by_forward.items():
+            if before is not None:
+                with torch.no_grad():
+                    self.parameters[name].copy_(before)
+                self._changed_by_forward[name] = None
+
+    def values(self) -> list[Tensor]:
+        """Returns the outputs without gradients."""
         with torch.no_grad():
-            return torch.cat([output.detach().flatten().double() for output in self.outputs()])
+            return [output.detach() for output in self.outputs()]
 
-    def before(self) -> tuple[Tensor, float]:
-        """Returns outputs and loss at the present point; the last plain backward pass already computed them."""
-        if self._last is None:
-            self._last = self.values(), self.loss()
-        return self._last
-
-    def loss(self) -> float:
-        """Returns the random linear loss of the last backward pass."""
-        with torch.no_grad():
-            outputs = self.outputs()
-            return float(sum((output * v).sum() for output, v in zip(outputs, self._cotangents, strict=True)))
-
-    def backward(self, mode: DoublePrecision | None = None) -> None:
-        """Computes the gradients of the loss `sum <output, v>`, with a random `v` per batch.
+    def baseline(self) -> Baseline:
+        """Returns the outputs at the present point; the last plain backward pass already computed them.
 
         Raises:
+            NotFiniteError: They are not finite.
+        """
+        if self._baseline is None:
+            self._baseline = Baseline.of(self.values())
+            if not self._baseline.is_finite():
+                raise NotFiniteError
+        return self._baseline
+
+    def loss(self) -> float:
+        """Returns the random linear loss of the last backward pass at the present parameters."""
+        with torch.no_grad():
+            terms = self._terms(self.outputs())
+            return float(sum(float(term) for term in terms))
+
+    def loss_here(self) -> float:
+        """Returns the loss that the last plain backward pass computed."""
+        if self._loss is None:
+            self._loss = self.loss()
+        return self._loss
+
+    def _terms(self, outputs: list[Tensor]) -> list[Tensor]:
+        return [
+            (torch.where(cotangent != 0, output, 0) * cotangent).sum()
+            for output, cotangent in zip(outputs, self._cotangents, strict=True)
+            if cotangent is not None
+        ]
+
+    def backward(self, mode: ComputationMode | None = None) -> None:
+        """Computes the gradients of a random linear loss `sum <output, v>`.
+
+        `v` is drawn once per point, relative to the size of each output. Masked entries and outputs that do not depend
+        on the parameters have no part in the loss.
+
+        Raises:
+            NotFiniteError: The outputs or the gradients are not finite.
             SmdtrackError: No output depends on the parameters.
         """
-        mode = mode or DoublePrecision()
+        mode = mode or ComputationMode(self.settings)
+        plain = type(mode) is ComputationMode and not mode.through_detach
         self.drop_gradients()
         outputs = self.outputs(mode)
-        if not self._cotangents:
-            self._cotangents = [self._randn(output.shape) / max(1, output.numel()) ** 0.5 for output in outputs]
-        terms = [
-            (output * v).sum() for output, v in zip(outputs, self._cotangents, strict=True) if output.requires_grad
-        ]
+        baseline = Baseline.of(outputs)
+        if not baseline.is_finite():
+            raise NotFiniteError
+        if not self._cotangents or self._loss_through_detach != mode.through_detach:
+            self._draw_loss(outputs, baseline)
+            self._loss_through_detach = mode.through_detach
+        terms = [term for term in self._terms(outputs) if term.requires_grad]
         if not terms:
             title = type(self.model).__name__
             raise SmdtrackError(f"{title} returns no floating tensor that depends on its parameters")
-        loss = torch.stack([term.double() for term in terms]).sum()
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError("the outputs are not finite")
-        if type(mode) is DoublePrecision:
-            self._last = torch.cat([output.detach().flatten().double() for output in outputs]), float(loss.detach())
+        loss = torch.stack([term.to(self.settings.dtype) for term in terms]).sum()
+        if plain:
+            self._baseline, self._loss = baseline, float(loss.detach())
         del outputs, terms
         with mode:
             # Inside `loss.backward()` the mode would be off, also for what activation checkpointing recomputes.
             torch.autograd.backward(loss)
+
+    def _draw_loss(self, outputs: list[Tensor], baseline: Baseline) -> None:
+        self._cotangents = []
+        for index, output in enumerate(outputs):
+            if not output.requires_grad:
+                self._cotangents.append(None)
+                continue
+            scale = baseline.scales[index] * max(1, output.numel()) ** 0.5
+            cotangent = self.points.randn(output.shape, output.detach()) / scale
+            self._cotangents.append(torch.where(baseline.typical(index), cotangent, 0))
 
     def drop_gradients(self) -> None:
         """Frees the memory of the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def statistics(self, name: str) -> GradientStatistics:
-        """Returns the statistics of one parameter after the last backward pass."""
-        return gradient_statistics(self.parameters[name])
+    def statistics(self) -> dict[str, GradientStatistics]:
+        """Returns the statistics of every parameter after the last backward pass.
+
+        Raises:
+            NotFiniteError: A gradient is not finite.
+        """
+        found = {name: gradient_statistics(value, self.limits.cosine) for name, value in self.parameters.items()}
+        if not all(entry.is_finite for entry in found.values()):
+            raise NotFiniteError
+        return found
 
     @contextmanager
-    def changed(self, names: Iterable[str], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    def changed(self, names: Iterable[str], change: Change) -> Iterator[None]:
         """Replaces the values of some parameters inside the context."""
+        self._undo_changes_by_forward()
         saved: dict[str, Tensor] = {}
         with torch.no_grad():
             for name in names:
@@ -171,37 +225,35 @@ class TrialModel:
         try:
             yield
         finally:
+            self._undo_changes_by_forward()
             with torch.no_grad():
                 for name, value in saved.items():
                     self.parameters[name].copy_(value)
 
-    def deviation(
-        self, base: Tensor, names: Iterable[str] = (), change: Callable[[str, Tensor], Tensor] | None = None
-    ) -> float:
-        """Returns the largest change of the outputs, relative to their size, when some parameters are changed."""
-        with self.changed(names, change) if change is not None else nullcontext():
-            difference = (self.values() - base).abs().max()
-        scale = base.abs().max()
-        return float(difference / scale) if float(scale) > 0 else float(difference)
+    def deviation(self, base: Baseline, names: Iterable[str], change: Change) -> float:
+        """Returns the largest relative change of the outputs when some parameters are changed."""
+        with self.changed(names, change):
+            return base.deviation(self.values())
 
     def one_factor(self, name: str, value: Tensor) -> Tensor:
         """Scales a tensor by one random factor."""
-        return value * (0.4 + 2 * self._rand(()))
+        return value * (0.4 + 2 * self.points.rand((), value))
 
     def element_factors(self, name: str, value: Tensor) -> Tensor:
         """Scales each element of a tensor by its own positive random factor."""
-        return value * (0.4 + 2 * self._rand(value.shape))
+        if not value.is_floating_point():
+            return value
+        return value * (0.4 + 2 * self.points.rand(value.shape, value))
 
     def other_values(self, name: str, value: Tensor) -> Tensor:
         """Replaces a tensor by random values of the same magnitude with other signs."""
-        rms = value.square().mean().sqrt() if value.numel() else value.sum()
-        return -value * (0.4 + 2 * self._rand(value.shape)) + rms * self._randn(value.shape)
+        return self.points.other_values(name, value)
 
-    def slice_factors(self, dim: int) -> Callable[[str, Tensor], Tensor]:
+    def slice_factors(self, dim: int) -> Change:
         """Returns a change that scales each slice along `dim` by its own positive random factor."""
 
         def change(name: str, value: Tensor) -> Tensor:
             shape = [extent if index == dim else 1 for index, extent in enumerate(value.shape)]
-            return value * (0.4 + 2 * self._rand(shape))
+            return value * (0.4 + 2 * self.points.rand(shape, value))
 
         return change

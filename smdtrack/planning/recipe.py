@@ -52,6 +52,14 @@ class Recipe:
     lr_noise_pct: float = 0.67
     lr_noise_std: float = 1.0
     seed: int = 42
+    batch_size: int | None = None
+    layer_decay: float | None = None
+    layer_decay_min_scale: float = 0.0
+    layer_decay_no_opt_scale: float | None = None
+    clip_grad: float | None = None
+    clip_mode: str = "norm"
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
 
     def __post_init__(self) -> None:
         if self.sched in ENDS_AT_MIN_LR and self.min_lr > self.lr:

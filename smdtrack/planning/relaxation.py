@@ -66,7 +66,8 @@ def relax(segments: Sequence[LineSegment], peak: Line, start_norm: float = 1.0) 
     for segment in segments:
         decay_rate = segment.line.decay_rate or 0.0
         push = peak.angular_update**2 * ((segment.line.step_size or 0.0) / peak.step_size) ** 2
-        memory = segment.line.memory or 1.0
+        line = segment.line
+        memory = 2 * decay_rate / line.angular_update**2 if line.angular_update else line.memory or 1.0
         x = squared_norm**power
         if decay_rate > 0:
             target = memory * push / (2 * decay_rate)

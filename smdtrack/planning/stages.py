@@ -28,10 +28,13 @@ class Stage:
         lr_end: learning rate of its last step.
         angular_update: the equilibrium line at its last step, radian per step; None if there is no line.
         time_constants: its length in time constants; None if there is no time constant.
-        predicted_angle: predicted angle at its last step, radian per step; None if it cannot be predicted.
+        predicted_angle: predicted angle at its last step, radian per step; None if it cannot be predicted. From the
+            middle one of several initial norms.
+        predicted_range: smallest and largest predicted angle over all initial norms.
         predicted_norm: predicted norm at its end over the equilibrium norm at the largest learning rate.
         lag: predicted angle over the line at its last step.
-        reached: whether the lag is within 5 % of 1.
+        reached: True if the lag is within 5 % of 1 from all initial norms, False if from none, None if it depends on
+            the initial norm or cannot be predicted.
     """
 
     name: str
@@ -43,14 +46,16 @@ class Stage:
     angular_update: float | None
     time_constants: float | None
     predicted_angle: float | None
+    predicted_range: tuple[float, float] | None
     predicted_norm: float | None
     lag: float | None
     reached: bool | None
 
     @property
     def epochs(self) -> str:
-        """First and last epoch as text, such as `5-30`."""
-        return f"{round(self.first_epoch, 1):g}-{round(self.last_epoch, 1):g}"
+        """First and last epoch as text, such as `5-30`; with a decimal below 10."""
+        first, last = (round(epoch, 1 if epoch < 10 else None) for epoch in (self.first_epoch, self.last_epoch))
+        return f"{first:g}-{last:g}"
 
 
 def split_into_stages(schedule: Sequence[LrSegment], warmup_epochs: float) -> list[tuple[str, int, int]]:
@@ -117,7 +122,7 @@ def summarize_stage(
     name: str,
     schedule: Sequence[LrSegment],
     segments: Sequence[LineSegment],
-    states: Sequence[WeightState],
+    paths: Sequence[Sequence[WeightState]],
     first: int,
     last: int,
 ) -> Stage:
@@ -127,13 +132,19 @@ def summarize_stage(
         name: of the stage.
         schedule: learning rates of the whole training.
         segments: the lines of the same segments.
-        states: predicted states at the end of each segment; empty if nothing is predicted.
+        paths: predicted states at the end of each segment, for each initial norm in ascending order; empty if
+            nothing is predicted.
         first: index of the first segment.
         last: index after the last segment.
     """
     equilibrium = segments[last - 1].line.angular_update or None
-    state = states[last - 1] if states else None
+    states = [path[last - 1] for path in paths]
+    state = states[len(states) // 2] if states else None
     lag = state.angle / equilibrium if state is not None and equilibrium else None
+    reached = None
+    if equilibrium:
+        outcomes = {abs(one.angle / equilibrium - 1) <= REACHED_WITHIN for one in states}
+        reached = outcomes.pop() if len(outcomes) == 1 else None
     return Stage(
         name,
         first_epoch=schedule[first].epoch,
@@ -144,9 +155,10 @@ def summarize_stage(
         angular_update=equilibrium,
         time_constants=time_constants(segments[first:last]),
         predicted_angle=None if state is None else state.angle,
+        predicted_range=(min(one.angle for one in states), max(one.angle for one in states)) if states else None,
         predicted_norm=None if state is None or math.isnan(state.norm) else state.norm,
         lag=lag,
-        reached=None if lag is None else abs(lag - 1) <= REACHED_WITHIN,
+        reached=reached,
     )
 
 

@@ -1,31 +1,30 @@
-"""How far the mean over sampled steps may lie from that over all steps."""
+"""The error of a mean over sampled steps as an estimate of the mean over all steps."""
 
 import numpy as np
 
 from smdtrack.record.run import Floats
 
-#: Fewer samples than this give no error worth saying.
+#: With fewer samples the estimated error is itself too uncertain to be shown.
 MIN_SAMPLES = 16
 
 
 def sampling_error_of_rms(values: Floats, share: float) -> float | None:
-    """Returns the standard error of an RMS over sampled steps as an estimate of that over all, as a share of it.
+    """Returns the relative standard error of an RMS over sampled steps as an estimate of the RMS over all steps.
 
-    With `n` squares `x`, which may follow a trend,
+    For `n` squares `x` of the values, which may follow a trend,
 
         error(mean x)^2 = (1 - share) sum (x_{i+1} - x_i)^2 / (2 (n - 1) n)
 
-    and the RMS has half the relative error of the mean. Momentum carries one update into the next; where samples lie so
-    close that neighbours are alike, a sample stands for the steps around it, and this error is on the safe side. 0
-    where every step was sampled: what the RMS then differs from a line by is no chance of sampling.
+    and the RMS has half the relative error of the mean. The error is 0 if every step was sampled. If samples are so
+    close that neighbours are alike, as momentum makes them, the error is too large rather than too small.
     Source: Wolter, Introduction to Variance Estimation, ch. 8: systematic samples by successive differences.
 
     Args:
-        values: (n,), those that are not finite are passed over.
-        share: Of the steps that were sampled, in (0, 1].
+        values: (n,); those that are not finite are left out.
+        share: Share of the steps that were sampled, in (0, 1].
 
     Returns:
-        None for fewer than 16 values.
+        The error as a share of the RMS; None for fewer than 16 values.
     """
     squares = values[np.isfinite(values)] ** 2
     count = len(squares)

@@ -1,34 +1,46 @@
-"""What a run shows at its end: per weight, measured against predicted over the last samples."""
+"""The summary of a run: per weight, the measured angle beside the predicted ones, over the last samples."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from smdtrack.record.equilibrium import EQUILIBRIUM_BAND, ROLLING_SAMPLES, equilibrium_step
 from smdtrack.record.run import Floats, Run
 from smdtrack.record.sampling_error import sampling_error_of_rms
 
-#: A weight is in equilibrium when its RMS angle is within this share of the equilibrium line.
-EQUILIBRIUM_BAND = 0.1
-#: Samples of the rolling RMS by which equilibrium is judged; a single step's angle scatters too much.
-ROLLING_SAMPLES = 10
+__all__ = ["EQUILIBRIUM_BAND", "ROLLING_SAMPLES", "Summary", "WeightSummary", "diverged_at", "summarize"]
+
+#: Fewest samples to summarise after a jump of the learning rate; with fewer, the samples before it are included.
 _MIN_SAMPLES = 5
+#: A change of the equilibrium line by more than this factor from one sample to the next counts as a jump.
+_JUMP = 1.5
+_SUMMARISED_FAMILIES = frozenset(
+    {"angle", "angle_pred", "angle_eq", "norm", "norm_eq", "line_memory", "memory", "time_constant"}
+)
 
 
 @dataclass(frozen=True)
 class WeightSummary:
-    """One weight over the window; angles are RMS, in radian per optimizer step; None where there is no such value.
+    """One weight over the window. Angles are RMS values in radian per optimizer step. None: there is no such value.
 
     Attributes:
-        angle: Measured.
+        key: The weight's name in metric keys.
+        samples: Number of samples in which the weight was measured.
+        angle: Measured angle.
         angle_pred: Drift-corrected line: theory at the rate at which the norm changed over the window.
         angle_eq: Equilibrium line.
         pred_ratio: angle / angle_pred.
         angle_ratio: angle / angle_eq.
-        ratio_error: Standard error of the two ratios for want of the steps that were not sampled, as a share of them.
-        time_constant: Steps in which the squared norm's distance from equilibrium falls by e, as theory has it.
-        equilibrium_step: Step at which the rolling RMS angle came within 10 % of the equilibrium line, to stay there.
+        ratio_error: Relative standard error of the two ratios that comes from sampling only some of the steps.
+        norm: Weight norm.
+        norm_eq: Norm at which the weight would neither grow nor shrink.
+        time_constant: Optimizer steps in which the distance of the squared norm from equilibrium falls to 1 / e.
+        equilibrium_step: Step from which on the running RMS angle stays within 10 % of the equilibrium line.
+        line_kind: As in `TrackedWeight`.
+        line_reason: As in `TrackedWeight`.
     """
 
     key: str
@@ -49,10 +61,13 @@ class WeightSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table at the end of a run, and its one-line verdict.
+    """The table of a run and its verdict in one line.
 
     Attributes:
-        first_step, last_step: The window: the last third of the run's samples, from the last jump of the lines on.
+        first_step, last_step: The window: the last third of the samples, but only those after the last jump of the
+            learning rate.
+        weights: One row per weight that was measured.
+        verdict: How many weights turn as theory predicts, or why nothing can be compared.
         reason: Why there are no weights, if nothing was measured.
     """
 
@@ -79,17 +94,60 @@ class Summary:
 def summarize(run: Run) -> Summary | None:
     """Returns the summary of a run over the last third of its samples; None if nothing was measured.
 
-    The drift-corrected line over a window is exact however the samples lie: with `r = ||w||^2`, and angles
-    squared and averaged over the window,
-    `angle_pred^2 = <angle_eq^2> + (ln r_last - ln r_first) / (steps * R)`, R the line's memory.
-    Derived here: the mean of `(2 gamma + d ln r/dt) / R` over the window, whose second part telescopes.
+    The drift-corrected line over the window is computed from the norms at its two ends. With `r = ||w||^2`, `R` the
+    memory of the line, and `<>` the mean over the window,
+
+        angle_pred^2 = <angle_eq^2> + (ln r_last - ln r_first) / (steps R)
+
+    Source: derived here. The drift-corrected line of one step is `(2 gamma + d ln r/dt) / R` with `gamma` the relative
+    shrinking by weight decay. In the mean over the window the sum of the second term is the difference of its ends, so
+    that the result does not depend on how the samples are spaced. `R` is assumed to be constant in the window.
     """
     if not len(run.steps) or "angle" not in run.values:
         return None
+    diverged = diverged_at(run)
+    if diverged is not None:
+        run = _until(run, diverged)
+        if not len(run.steps):
+            return Summary.empty(f"the training diverged at step {diverged}, before a step was measured")
     start = _window_start(run)
-    measured = np.flatnonzero(np.isfinite(run.values["angle"]).any(axis=0))
-    rows = tuple(_weight_summary(run, int(index), start) for index in measured)
-    return Summary(int(run.steps[start]), int(run.steps[-1]), rows, _verdict(rows))
+    # One row per weight: a weight's values then lie side by side in memory, which makes long runs several times faster.
+    by_weight = {
+        family: np.ascontiguousarray(table.T) for family, table in run.values.items() if family in _SUMMARISED_FAMILIES
+    }
+    rows = tuple(
+        _weight_summary(run, index, {family: table[index] for family, table in by_weight.items()}, start)
+        for index in range(len(run.info.weights))
+        if np.isfinite(by_weight["angle"][index]).any()
+    )
+    verdict = _verdict(rows)
+    if diverged is not None:
+        verdict = f"the training diverged at step {diverged}; before that, {verdict}"
+    return Summary(int(run.steps[start]), int(run.steps[-1]), rows, verdict)
+
+
+def diverged_at(run: Run) -> int | None:
+    """Returns the first step from which on no weight's angle and norm are finite; None if the last sample has some."""
+    angles, norms = run.values.get("angle"), run.values.get("norm")
+    if angles is None or norms is None or not len(run.steps) or not angles.shape[1]:
+        return None
+    finite: npt.NDArray[np.bool_] = np.logical_and(np.isfinite(norms).any(axis=1), np.isfinite(angles).any(axis=1))
+    if finite[-1]:
+        return None
+    last = int(np.flatnonzero(finite)[-1]) if finite.any() else -1
+    return int(run.steps[last + 1])
+
+
+def _until(run: Run, step: int) -> Run:
+    """Returns the samples of a run before a step."""
+    rows = run.steps < step
+    return replace(
+        run,
+        steps=run.steps[rows],
+        times=run.times[rows],
+        values={family: table[rows] for family, table in run.values.items()},
+        overview={key: column[rows] for key, column in run.overview.items()},
+    )
 
 
 def _window_start(run: Run) -> int:
@@ -97,45 +155,44 @@ def _window_start(run: Run) -> int:
     start = min(count - 1, 2 * count // 3)
     lines = run.values.get("angle_eq")
     if lines is not None and count - start > _MIN_SAMPLES:
-        # Across a jump of lr the angle and its lines are out of step for a while: start behind it.
+        # Just before and after a jump of the learning rate, the angle and its lines belong to different regimes.
         with np.errstate(divide="ignore", invalid="ignore"):
-            jumps = np.abs(np.diff(np.log(lines[start:]), axis=0)) > np.log(1.5)
-        behind = np.flatnonzero(jumps.any(axis=1))
-        if len(behind) and count - (start + behind[-1] + 1) >= _MIN_SAMPLES:
-            start += int(behind[-1]) + 1
+            jumps = np.abs(np.diff(np.log(lines[start:]), axis=0)) > np.log(_JUMP)
+        jump_rows = np.flatnonzero(jumps.any(axis=1))
+        if len(jump_rows) and count - (start + jump_rows[-1] + 1) >= _MIN_SAMPLES:
+            start += int(jump_rows[-1]) + 1
     return start
 
 
-def _weight_summary(run: Run, index: int, start: int) -> WeightSummary:
+def _weight_summary(run: Run, index: int, column: Mapping[str, Floats], start: int) -> WeightSummary:
     weight = run.info.weights[index]
-    column = {family: table[:, index] for family, table in run.values.items()}
     measured = np.isfinite(column["angle"][start:])
     angle = _rms(column["angle"][start:])
     angle_eq = _rms(_get(column, "angle_eq")[start:])
     angle_pred = _drift_corrected(run, column, start)
-    # A line may be absent for a part of the window, while batch norm is in eval mode.
+    # The line is absent while batch norm is in eval mode: compare only the samples that have it.
     with_line = column["angle"][start:][np.isfinite(_get(column, "angle_eq")[start:])]
-    angle_beside = (_rms(with_line) if len(with_line) else None) or angle
+    compared_angle = (_rms(with_line) if len(with_line) else None) or angle
     return WeightSummary(
         key=weight.key,
         samples=int(measured.sum()),
         angle=angle,
         angle_pred=angle_pred,
         angle_eq=angle_eq,
-        pred_ratio=_ratio(angle_beside, angle_pred),
-        angle_ratio=_ratio(angle_beside, angle_eq),
-        ratio_error=sampling_error_of_rms(_of_its_line(column, start), _share_sampled(run, start)),
-        norm=_rms(column["norm"][start:]),
+        pred_ratio=_ratio(compared_angle, angle_pred),
+        angle_ratio=_ratio(compared_angle, angle_eq),
+        ratio_error=sampling_error_of_rms(_relative_angles(column, start), _share_sampled(run, start)),
+        norm=_rms(_get(column, "norm")[start:]),
         norm_eq=_rms(_get(column, "norm_eq")[start:]),
         time_constant=_rms(_get(column, "time_constant")[-1:]),
-        equilibrium_step=_equilibrium_step(run, column),
+        equilibrium_step=equilibrium_step(run.steps, column["angle"], _get(column, "angle_eq")),
         line_kind=weight.line_kind,
         line_reason=weight.line_reason,
     )
 
 
-def _of_its_line(column: Mapping[str, Floats], start: int) -> Floats:
-    """Each angle of the window as a share of its line, so that a schedule is no scatter; where there is none, as is."""
+def _relative_angles(column: Mapping[str, Floats], start: int) -> Floats:
+    """Returns angle / line per sample, or the angle if there is no line: a changing learning rate is not noise."""
     angle, line = column["angle"][start:], _get(column, "angle_eq")[start:]
     return angle / line if np.isfinite(line).any() and (line[np.isfinite(line)] > 0).all() else angle
 
@@ -145,42 +202,16 @@ def _share_sampled(run: Run, start: int) -> float:
 
 
 def _drift_corrected(run: Run, column: Mapping[str, Floats], start: int) -> float | None:
-    there = np.flatnonzero(np.isfinite(column["norm"][start:]) & np.isfinite(column["angle"][start:])) + start
-    memory = _rms(_get(column, "memory")[start:])
+    norm = _get(column, "norm")
+    measured = np.flatnonzero(np.isfinite(norm[start:]) & np.isfinite(column["angle"][start:])) + start
+    memory = _rms(_get(column, "line_memory")[start:])
     angle_eq = _rms(_get(column, "angle_eq")[start:])
-    if memory is None or angle_eq is None or len(there) < 2:
+    if memory is None or angle_eq is None or len(measured) < 2:
         return _rms(_get(column, "angle_pred")[start:])
-    first, last = there[0], there[-1]
-    growth = 2 * np.log(column["norm"][last] / column["norm"][first])
+    first, last = measured[0], measured[-1]
+    growth = 2 * np.log(norm[last] / norm[first])
     squared = angle_eq**2 + growth / ((run.steps[last] - run.steps[first]) * memory)
     return float(np.sqrt(squared)) if squared > 0 else None
-
-
-def _equilibrium_step(run: Run, column: Mapping[str, Floats]) -> int | None:
-    """First sample at which the rolling RMS ratio is in the band, and from which on the RMS ratio of all is."""
-    angle, line = column["angle"], _get(column, "angle_eq")
-    there = np.flatnonzero(np.isfinite(angle) & (line > 0))
-    if not len(there):
-        return None
-    angle, line = angle[there], line[there]
-    rolling = rolling_rms(angle) / rolling_rms(line)
-    # The rest of the run from each sample on; a single rolling value leaves the band by chance now and then.
-    rest = np.sqrt(np.cumsum(angle[::-1] ** 2)[::-1] / np.cumsum(line[::-1] ** 2)[::-1])
-    settled = np.flatnonzero((np.abs(rolling - 1) <= EQUILIBRIUM_BAND) & (np.abs(rest - 1) <= EQUILIBRIUM_BAND))
-    return int(run.steps[there[settled[0]]]) if len(settled) else None
-
-
-def rolling_rms(values: Floats, samples: int = ROLLING_SAMPLES) -> Floats:
-    """Returns the RMS over the last `samples` values (fewer at the beginning) at every value.
-
-    Args:
-        values: (T,), finite.
-    """
-    sums = np.concatenate([[0.0], np.cumsum(values**2)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - samples, 0)
-    mean: Floats = (sums[ends] - sums[starts]) / (ends - starts)
-    return np.sqrt(np.maximum(mean, 0))
 
 
 def _verdict(rows: tuple[WeightSummary, ...]) -> str:
@@ -193,7 +224,7 @@ def _verdict(rows: tuple[WeightSummary, ...]) -> str:
     on_line = sum(abs(ratio - 1) <= EQUILIBRIUM_BAND for ratio in drift)
     line = (
         f"{on_line} of {len(rows)} weights turn as theory predicts"
-        f" (measured / drift-corrected line {drift[0]:.3f} to {drift[-1]:.3f}{_give_or_take(rows)})"
+        f" (measured / drift-corrected line {drift[0]:.3f} to {drift[-1]:.3f}{_typical_error(rows)})"
     )
     if not with_line:
         return f"{line}; no weight has an equilibrium"
@@ -202,7 +233,7 @@ def _verdict(rows: tuple[WeightSummary, ...]) -> str:
     return f"{line}; {settled} of {len(rows)} are in equilibrium"
 
 
-def _give_or_take(rows: tuple[WeightSummary, ...]) -> str:
+def _typical_error(rows: tuple[WeightSummary, ...]) -> str:
     errors = [row.ratio_error for row in rows if row.ratio_error is not None]
     typical = float(np.median(errors)) if errors else 0.0
     return f", give or take {typical:.3f}" if typical >= 5e-4 else ""

@@ -22,7 +22,7 @@ class MemorySink:
         self.summary: Summary | None = None
         self.status: str | None = None
 
-    def bind(self) -> None:
+    def note_script_run(self) -> None:
         """Nothing to remember."""
 
     def start(self, info: RunInfo) -> None:
@@ -37,15 +37,15 @@ class MemorySink:
         """Keeps the summary and the status."""
         self.summary, self.status = summary, status
 
-    def where(self) -> Mapping[str, Any]:
+    def destination(self) -> Mapping[str, Any]:
         """Nowhere but here."""
         return {}
 
-    def reached(self) -> int | None:
+    def complete_up_to(self) -> int | None:
         """Knows nothing of the past."""
         return None
 
-    def hints(self) -> Sequence[str]:
+    def how_to_open(self) -> Sequence[str]:
         """Nothing to open."""
         return ()
 

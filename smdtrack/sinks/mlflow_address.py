@@ -30,11 +30,19 @@ def default_uri() -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """Returns the address without user and password, fit to be printed and stored."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
+    """Returns the address without user, password and query, so that it can be printed and stored."""
+    if uri.startswith(_SQLITE):
         return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc and not parts.query:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+def with_credentials(uri: str) -> str:
+    """Returns a stored address with the user and password of MLFLOW_TRACKING_URI, if that is the same address."""
+    present = environment("MLFLOW_TRACKING_URI")
+    return present if present is not None and without_secrets(absolute_uri(present)) == uri else uri
 
 
 def is_server(uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a sink is: a place that takes a run's points."""
+"""What a sink is: a place besides the local record that takes a run's points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -8,34 +8,38 @@ from smdtrack.record.summary import Summary
 
 
 class Sink(Protocol):
-    """Takes a run's points; every method but `bind` runs on the writer thread and may raise.
+    """Takes a run's points.
 
-    A call that raises is reported once and tried again later with all points that are still owed, so `start` and
-    `finish` must bear to be called again after a failure, and `write` must send nothing twice by its own doing.
+    `note_script_run` runs on the training's thread. All other methods run on the writer's thread, or in the process of
+    `smdtrack sync`, and may raise: the failure is reported once, and the call is repeated later with all points that
+    are still missing. `start` and `finish` must therefore allow repetition, and `write` must send no point twice.
     """
 
     name: str
 
-    def bind(self) -> None:
-        """Called on the training thread when tracking begins: remember a tracker run that the script has open."""
+    def note_script_run(self) -> None:
+        """Remembers the tracker run that the script has open. Called when tracking begins; must not wait."""
 
     def start(self, info: RunInfo) -> None:
-        """Opens or attaches to a run; logs its parameters."""
+        """Opens a run in the tracker, or joins the one that was remembered, and logs the parameters."""
 
     def write(self, points: Sequence[Point]) -> None:
-        """Sends points, in order of their steps."""
+        """Sends points, in the order of their steps. Points that the tracker has already are left out."""
 
     def finish(self, info: RunInfo, summary: Summary | None, status: str) -> None:
-        """Logs the summary table and, if the sink opened its run itself, ends it; `status` as in `Run`."""
+        """Logs the summary table. Ends the run if the sink opened it; `status` as in `Run`."""
 
-    def where(self) -> Mapping[str, Any]:
-        """Returns what later commands need to find the run again (ids, addresses), for the local record."""
+    def destination(self) -> Mapping[str, Any]:
+        """Returns what is needed to find the tracker's run again: ids and addresses, no secrets.
 
-    def reached(self) -> int | None:
-        """Returns, once started, the step up to which the tracker has all points of a run that goes on.
-
-        What the local record has beyond it is sent. None, or no such method: nothing of the past is sent.
+        The local record stores it. It is called before `start` too, and must not wait.
         """
 
-    def hints(self) -> Sequence[str]:
-        """Returns lines for people: the exact command and address that show the run."""
+    def complete_up_to(self) -> int | None:
+        """Returns the step up to which the tracker has all points of a resumed run. Called after `start`.
+
+        Later samples in the record are sent. None: no sample of the earlier part is sent.
+        """
+
+    def how_to_open(self) -> Sequence[str]:
+        """Returns lines for people: the exact command or address that shows the run."""

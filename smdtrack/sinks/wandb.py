@@ -62,7 +62,7 @@ class WandbSink:
         self._reached = 0
         self._earlier_folders: list[str] = []
 
-    def bind(self) -> None:
+    def note_script_run(self) -> None:
         """Remembers the script's run, if it has one already, and the working directory."""
         self._folder = Path.cwd()
         self._take(_scripts_run())
@@ -119,7 +119,7 @@ class WandbSink:
                 self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
             self._ended = True
 
-    def where(self) -> Mapping[str, Any]:
+    def destination(self) -> Mapping[str, Any]:
         """Returns what names the run for W&B; nothing while there is none."""
         run = self._run
         if run is None:
@@ -132,11 +132,11 @@ class WandbSink:
             where["url"] = run.url
         return {key: value for key, value in where.items() if value}
 
-    def reached(self) -> int | None:
+    def complete_up_to(self) -> int | None:
         """W&B is asked for nothing that it has: rows go to it as they go to the local record."""
         return None
 
-    def hints(self) -> Sequence[str]:
+    def how_to_open(self) -> Sequence[str]:
         """Returns the address of the run, or the command that sends an offline run to W&B."""
         run = self._run
         if run is None:

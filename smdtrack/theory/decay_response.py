@@ -19,6 +19,8 @@ _LR = 1e-4
 #: Weight decays that are tried, the weak one first: if the learning rate does not multiply the decay, the strong one
 #: would leave nothing of the weight.
 _DECAYS = (1e-4, 0.1)
+#: Weight decay that has no effect in fp32, but is not 0: LAMB applies its trust ratio only with weight decay.
+_TINY_DECAY = 1e-9
 #: Share of the weight that decay must take in a run to be told from rounding.
 _VISIBLE = 1e-3
 _measured: "dict[tuple[Any, ...], DecayResponse]" = {}
@@ -34,6 +36,7 @@ class DecayResponse:
         decay_needs_state: Whether gamma changes with the size of the gradients.
         norm_exponent: p in |u| ~ |g|^p at a fixed weight. With |g| ~ 1/||w|| it is p in |u| ~ ||w||^-p.
         follows_weight: Whether |u| grows with ||w||, as with a trust ratio.
+        follows_lr: Whether |u| is proportional to the learning rate.
     """
 
     decay_share: float
@@ -41,6 +44,7 @@ class DecayResponse:
     decay_needs_state: bool
     norm_exponent: float
     follows_weight: bool
+    follows_lr: bool
 
     def decay(self, lr: float, weight_decay: float) -> float:
         """Returns gamma at a learning rate and weight decay."""
@@ -110,7 +114,9 @@ def _measure(optimizer_class: type[Optimizer], arguments: Mapping[str, Any]) -> 
 
     plain = _run(optimizer_class, arguments, 0.0).step_length
     larger_gradients = _run(optimizer_class, arguments, 0.0, gradient_scale=10.0).step_length
-    larger_weight = _run(optimizer_class, arguments, 0.0, weight_scale=10.0).step_length
+    usual_weight = _run(optimizer_class, arguments, _TINY_DECAY).step_length
+    larger_weight = _run(optimizer_class, arguments, _TINY_DECAY, weight_scale=10.0).step_length
+    smaller_lr = _run(optimizer_class, arguments, 0.0, lr=_LR / 4).step_length
     share, exponent, needs_state = 0.0, 1.0, False
     if decay_argument(optimizer_class, 0.0):
         for decay in _DECAYS:
@@ -128,5 +134,6 @@ def _measure(optimizer_class: type[Optimizer], arguments: Mapping[str, Any]) -> 
         decay_rate_exponent=exponent,
         decay_needs_state=needs_state,
         norm_exponent=round(math.log10(larger_gradients / plain), 2) if moves else 0.0,
-        follows_weight=larger_weight > 3 * plain,
+        follows_weight=larger_weight > 3 * usual_weight,
+        follows_lr=abs(4 * smaller_lr - plain) <= 0.2 * plain,
     )

@@ -3,10 +3,10 @@
 A rule (see `rules_sgd` and its neighbours) turns hyper-parameters into `Dynamics`; `line_of` turns those into a `Line`.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from smdtrack.theory.finite_decay import overlap
 from smdtrack.theory.line import Kind, Line, LineDescription
 from smdtrack.theory.update_statistics import UpdateStatistics
 
@@ -32,7 +32,7 @@ class Dynamics:
         step_size: What multiplies the filtered gradient, as a rule the learning rate.
         decay: gamma, the relative shrinking of the weight per step; gamma over the state factor if `decay_needs_state`.
         decay_needs_state: Whether weight decay is divided by a denominator that only the optimizer's state knows.
-        filtered_decay: Whether weight decay passes through the same linear filter as the gradient (coupled L2).
+        coupled: Whether weight decay is part of the gradient, so that it passes through the optimizer's filter.
         norm_exponent: As in `Line`.
         decay_exponent: As in `Line`.
         trust: As in `Line`.
@@ -51,7 +51,7 @@ class Dynamics:
     step_size: float = 0.0
     decay: float = 0.0
     decay_needs_state: bool = False
-    filtered_decay: bool = False
+    coupled: bool = False
     norm_exponent: float = 0.0
     decay_exponent: float = 0.0
     trust: Literal["whole", "gradient"] | None = None
@@ -138,26 +138,29 @@ def line_of(dynamics: Dynamics, state_factor: float | None = None, alignment: fl
         step_size=dynamics.step_size,
         updates=dynamics.updates,
         trust=dynamics.trust,
-        filtered_decay=dynamics.filtered_decay,
+        coupled=dynamics.coupled,
     )
-    if dynamics.updates is None:
+    updates = dynamics.updates
+    if updates is None:
         return replace(line, norm_exponent=None)
-    memory = dynamics.updates.memory
-    line = replace(line, memory=memory)
+    line = replace(line, memory=updates.memory)
     if dynamics.decay_needs_state and dynamics.decay > 0:
         if state_factor is None:
             return replace(line, reason=IN_TRAINING)
         dynamics = replace(dynamics, decay=dynamics.decay * state_factor, decay_needs_state=False)
     gamma = dynamics.decay
+    line = replace(line, decay_rate=gamma)
     if dynamics.fixed_angle is not None:
-        return replace(line, decay_rate=gamma, angular_update=dynamics.fixed_angle)
-    if not dynamics.has_equilibrium:
-        return replace(line, decay_rate=gamma)
+        return replace(line, angular_update=dynamics.fixed_angle)
     if not gamma < 1:
-        return replace(line, reason=_reason(dynamics))
+        return replace(line, decay_rate=None, reason=_reason(dynamics))
+    if not dynamics.coupled:
+        line = replace(line, overlap=overlap(updates.autocorrelation, gamma))
+    if not dynamics.has_equilibrium:
+        return line
     if gamma <= 0:
         return replace(line, decay_rate=0.0, angular_update=0.0, reason=dynamics.reason or _reason(dynamics))
-    return replace(line, decay_rate=gamma, angular_update=math.sqrt(2 * gamma / memory))
+    return replace(line, angular_update=line.drift_corrected(0.0))
 
 
 def _reason(dynamics: Dynamics) -> str | None:

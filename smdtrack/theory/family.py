@@ -4,6 +4,7 @@ family = identify(optimizer)
 line = family.line(optimizer.param_groups[0], (64, 32, 3, 3))
 """
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from smdtrack.notices import SmdtrackError
 from smdtrack.optimizers import state_of
 from smdtrack.theory import filters
 from smdtrack.theory.calibration import CannotRunError, calibrated
@@ -46,15 +48,24 @@ class Family:
     def __init__(self, optimizer: Optimizer) -> None:
         inner = getattr(optimizer, "_base_optimizer", None)
         self._lookahead = type(optimizer).__name__ == "Lookahead" and isinstance(inner, Optimizer)
-        self._optimizer: Optimizer = inner if self._lookahead and inner is not None else optimizer
-        info = info_of(type(self._optimizer))
+        optimizer = inner if self._lookahead and inner is not None else optimizer
+        # A weak reference: tracking must not keep a training's memory.
+        self._optimizer_reference = weakref.ref(optimizer)
+        info = info_of(type(optimizer))
         self.known = info is not None
-        self._info = info or _info_of_unknown(self._optimizer)
+        self._info = info or _info_of_unknown(optimizer)
         self.name = self._info.title
         self._step: int | None = None
         self._dynamics: dict[tuple[Any, ...], Dynamics] = {}
         self._lines: dict[tuple[Any, ...], Line] = {}
         self._tensor_values: dict[int, tuple[int, float]] = {}
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        optimizer = self._optimizer_reference()
+        if optimizer is None:
+            raise SmdtrackError(f"{self.name}: the optimizer has been freed")
+        return optimizer
 
     @property
     def info(self) -> OptimizerInfo:
@@ -137,7 +148,12 @@ class Family:
             return None
         if not self._info.is_coupled(self._optimizer, group):
             return None
-        return decay_pulls(self._info.denominators, parameters, states, group)
+        return decay_pulls(
+            self._info.denominators, parameters, states, group, self._own_share(group), self._info.eps_power
+        )
+
+    def _own_share(self, group: Mapping[str, Any]) -> float:
+        return self._info.own_share(group, self._step) if self._info.own_share is not None else 0.0
 
     def _note_step(self, step: Any) -> None:
         if isinstance(step, Tensor):
@@ -184,6 +200,7 @@ class Family:
         coupled = self._info.is_coupled(self._optimizer, plain)
         settings = GroupSettings(plain, tuple(shape), self._optimizer, self.name, coupled, calibrate, self._step)
         try:
+            settings = replace(settings, own_share=self._own_share(plain) if coupled else 0.0)
             dynamics = _completed(self._info.rule(settings), self._info)
             if self._info.calibrate_if_cautious and settings.flag("caution"):
                 dynamics = cautious(dynamics, settings)

@@ -5,6 +5,7 @@
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -16,6 +17,8 @@ from smdtrack.theory.update_statistics import UpdateStatistics, from_autocorrela
 _NEGLIGIBLE = 1e-12
 #: Longest impulse response in steps: a momentum of .9995 falls below the share above within it.
 _LONGEST = 1 << 16
+#: Logarithm of the largest factor between an old gradient and the present one, which bounds overflow.
+_MOST_LOUDER = 20.0
 
 
 @lru_cache(maxsize=256)
@@ -84,7 +87,31 @@ def lion(beta1: float, beta2: float) -> UpdateStatistics:
 def signs(filtered: UpdateStatistics) -> UpdateStatistics:
     """The signs of `filtered`: their autocorrelation is (2/pi) asin(rho), the arcsine law of Gaussian series."""
     bounded = filtered.autocorrelation.clamp(-1.0, 1.0)
-    return from_autocorrelation((2 / math.pi) * torch.asin(bounded), energy=1.0)
+    found = from_autocorrelation((2 / math.pi) * torch.asin(bounded), energy=1.0)
+    return replace(found, impulse_response=filtered.impulse_response, are_signs=True)
+
+
+def signs_under_drift(updates: UpdateStatistics, log_norm2_drift: float) -> UpdateStatistics:
+    """Returns the statistics of sign updates while ||w|| grows or shrinks at a constant rate.
+
+    Derived here: a gradient is proportional to 1/||w||, so that one of k steps ago counts `exp(drift k/2)` times as
+    much beside the present one. The signs keep their length, but resemble each other more the faster the weight grows.
+
+    Args:
+        updates: From `signs`.
+        log_norm2_drift: Change of ln ||w||^2 per step.
+    """
+    if updates.impulse_response is None or not updates.are_signs:
+        return updates
+    return _signs_under_drift(updates, float(f"{log_norm2_drift:.2g}"))
+
+
+@lru_cache(maxsize=1024)
+def _signs_under_drift(updates: UpdateStatistics, log_norm2_drift: float) -> UpdateStatistics:
+    assert updates.impulse_response is not None
+    ages = torch.arange(updates.impulse_response.numel(), dtype=torch.float64, device="cpu")
+    louder = (log_norm2_drift / 2 * ages).clamp_max(_MOST_LOUDER).exp()
+    return signs(from_impulse_response(updates.impulse_response * louder))
 
 
 @lru_cache(maxsize=256)

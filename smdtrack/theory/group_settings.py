@@ -25,6 +25,8 @@ class GroupSettings:
         coupled: Whether weight decay is added to the gradient before the optimizer processes it.
         calibrate: Measures update statistics that have no closed form.
         step: Number of steps taken, for optimizers whose momentum depends on it; None if it is not known.
+        own_share: By how much a denominator weakens coupled weight decay, because it contains the gradient that it
+            divides (see `rules_adam.normalised`).
     """
 
     group: Mapping[str, Any]
@@ -34,6 +36,7 @@ class GroupSettings:
     coupled: bool
     calibrate: Calibrate
     step: int | None = None
+    own_share: float = 0.0
 
     @property
     def lr(self) -> float:

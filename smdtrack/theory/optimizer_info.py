@@ -57,6 +57,9 @@ class OptimizerInfo:
         kind: How the line is known.
         is_coupled: Whether weight decay is added to the gradient.
         denominators: What coupled weight decay is divided by, read from the optimizer's state; None if by nothing.
+        own_share: By how much the denominator weakens the decay, because it contains the gradient that it divides: a
+            function of the parameter group and the step count. None: not at all.
+        eps_power: How eps enters the denominator: 1 if it is added to it, 2 if it is added to its square.
         momentum_entry: Entry of the state whose inner product with the weight's change makes the line of coupled
             Nesterov momentum exact; None if there is none.
         state_powers: How each tensor of the state scales with ||w||, or a function of the state that tells it; None if
@@ -76,6 +79,8 @@ class OptimizerInfo:
     kind: Kind = "closed form"
     is_coupled: IsCoupled = never
     denominators: Denominators | None = None
+    own_share: Callable[[Mapping[str, Any], int | None], float] | None = None
+    eps_power: int = 1
     momentum_entry: str | None = None
     state_powers: StatePowers | Callable[[Mapping[str, Any]], StatePowers] | None = field(default_factory=dict)
     depends_on_shape: bool = False

@@ -30,6 +30,7 @@ APEX = (
         assumptions=NORMALISED,
         is_coupled=unless_attribute("adam_w_mode", 1),
         denominators=denominators.adam,
+        own_share=rules_adam.average_share,
         state_powers=ADAM_POWERS,
         verified=False,
     ),

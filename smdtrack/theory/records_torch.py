@@ -1,6 +1,6 @@
 """The records of torch's optimizers."""
 
-from smdtrack.theory import denominators, rules_adam, rules_matrix, rules_sgd
+from smdtrack.theory import denominators, rules_adam, rules_matrix, rules_sgd, rules_trust
 from smdtrack.theory.calibration import CALIBRATED
 from smdtrack.theory.dynamics import ANY_GRADIENT, WHITE
 from smdtrack.theory.optimizer_info import GRADIENT, SCALE_FREE, SQUARED_GRADIENT, OptimizerInfo, always, unless
@@ -31,6 +31,7 @@ TORCH = (
         assumptions=NORMALISED,
         is_coupled=unless("decoupled_weight_decay"),
         denominators=denominators.adam,
+        own_share=rules_adam.average_share,
         state_powers=ADAM_POWERS,
     ),
     OptimizerInfo(
@@ -50,6 +51,7 @@ TORCH = (
         assumptions=NORMALISED,
         is_coupled=unless("decoupled_weight_decay"),
         denominators=denominators.adam,
+        own_share=rules_adam.nadam_share,
         state_powers=ADAM_POWERS,
         depends_on_step=True,
     ),
@@ -62,12 +64,13 @@ TORCH = (
         assumptions=NORMALISED,
         is_coupled=unless("decoupled_weight_decay"),
         denominators=denominators.radam,
+        own_share=rules_adam.average_share,
         state_powers=ADAM_POWERS,
     ),
     OptimizerInfo(
         key="torch.Adamax",
         title="Adamax",
-        rule=rules_adam.average_without_own_share,
+        rule=rules_adam.adam,
         assumptions=NORMALISED,
         is_coupled=always,
         denominators=denominators.adamax,
@@ -90,6 +93,7 @@ TORCH = (
         assumptions=NORMALISED,
         is_coupled=always,
         denominators=denominators.rmsprop,
+        own_share=rules_adam.rmsprop_share,
         state_powers={"square_avg": SQUARED_GRADIENT, "grad_avg": GRADIENT, "momentum_buffer": SCALE_FREE},
     ),
     OptimizerInfo(
@@ -97,6 +101,23 @@ TORCH = (
         title="Adadelta",
         rule=rules_matrix.adadelta,
         state_powers=None,
+    ),
+    OptimizerInfo(
+        key="torch.Rprop",
+        title="Rprop",
+        rule=rules_matrix.rprop,
+        state_powers=None,
+    ),
+    OptimizerInfo(
+        key="torch.Adafactor",
+        title="Adafactor",
+        rule=rules_trust.torch_adafactor,
+        kind="approximate",
+        formula="Delta = min(lr, 1/sqrt(step)) / (1 - lr wd)",
+        source="derived here (the step is a share of the weight's size)",
+        assumptions=rules_trust.ADAFACTOR,
+        state_powers={"variance": SQUARED_GRADIENT, "row_var": SQUARED_GRADIENT, "col_var": SQUARED_GRADIENT},
+        depends_on_step=True,
     ),
     OptimizerInfo(
         key="torch.Muon",

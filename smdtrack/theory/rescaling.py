@@ -60,6 +60,8 @@ def rescale_weight_norms(
     optimizer: Optimizer,
     factor: float,
     weights: Iterable[Tensor] | None = None,
+    *,
+    clipped: bool = False,
 ) -> int:
     """Multiplies the norms of scale-invariant weights by `factor` and adapts the optimizer's state.
 
@@ -73,6 +75,9 @@ def rescale_weight_norms(
         factor: Positive.
         weights: The scale-invariant ones. None takes those that `smdtrack.watch` found. Without a watch it takes all
             with two dimensions or more whose present gradient is orthogonal to them, with a warning.
+        clipped: Whether gradients are clipped to the same norm at every step. The optimizer's state then does not
+            depend on ||w|| and stays as it is. The factor is k^(-1/2) for SGD, too: `rescale_factor` of
+            `line.with_constant_gradient_norm()`.
 
     Returns:
         The number of weights that were rescaled.
@@ -97,7 +102,8 @@ def rescale_weight_norms(
                     continue
                 state = inner.state.get(weight, {})
                 weight.mul_(factor)
-                _rescale_state(state, _powers_of(family.info, family.known, state), factor, weight, family.name)
+                powers = _LOOKAHEAD_POWERS if clipped else _powers_of(family.info, family.known, state)
+                _rescale_state(state, powers, factor, weight, None if clipped else family.name)
                 if weight.grad is not None:
                     weight.grad.div_(factor)
                 changed += 1
@@ -118,7 +124,6 @@ def _chosen(optimizer: Optimizer, inner: Optimizer, weights: Iterable[Tensor] | 
     notify(
         f"rescale_weight_norms: no weights named and none watched, so all {len(found)} with two dimensions or more are "
         "rescaled; name the scale-invariant ones with weights=",
-        stacklevel=4,
     )
     return found
 
@@ -136,13 +141,16 @@ def _powers_of(info: OptimizerInfo, known: bool, state: Mapping[str, Any]) -> St
     return {**((powers or {}) if known else _USUAL_POWERS), **_LOOKAHEAD_POWERS}
 
 
-def _rescale_state(state: Mapping[str, Any], powers: StatePowers, factor: float, weight: Tensor, name: str) -> None:
+def _rescale_state(
+    state: Mapping[str, Any], powers: StatePowers, factor: float, weight: Tensor, name: str | None
+) -> None:
+    """Multiplies the tensors of a state; one without a power is an error if `name` is given, and stays otherwise."""
     for key, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point() or key == "step":
             continue
         power = powers.get(key)
         if power is None:
-            if value.shape == weight.shape:
+            if name is not None and value.shape == weight.shape:
                 raise SmdtrackError(f"{name} keeps a state {key!r} that smdtrack does not know how to rescale")
             continue
         if power:

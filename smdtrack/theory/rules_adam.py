@@ -1,12 +1,16 @@
 """Adam and its relatives: the gradient is divided by its own running size, so that the step keeps its length."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from smdtrack.theory import filters
+from smdtrack.theory.calibration import CALIBRATED
 from smdtrack.theory.dynamics import DERIVED, WHITE, Dynamics, no_line
 from smdtrack.theory.group_settings import GroupSettings, as_float
 from smdtrack.theory.update_statistics import UpdateStatistics
 
+Group = Mapping[str, Any]
 KOSSON = "Kosson, Messmer, Jaggi: Rotational Equilibrium, 2305.17212 (ICML 2024)"
 SLOW_MOMENT = "the second moment changes slowly compared with the first and quickly compared with the norm"
 FORMULA_AVERAGE = "2 lr wd (1-b1)/(1+b1)"
@@ -21,26 +25,26 @@ NEWTON_STEP = (
 )
 
 
-def normalised(settings: GroupSettings, updates: UpdateStatistics, own_share: float = 0.0) -> Dynamics:
+def normalised(settings: GroupSettings, updates: UpdateStatistics) -> Dynamics:
     """Returns the dynamics of filtered normalised gradients, with decoupled or coupled weight decay.
 
     Derived here for coupled decay: the gradient `g + wd w` is divided by `denom = sqrt(v)`. To first order in wd, the
     decay moves w by `lr wd H w/denom`, times (1 - own_share). The last factor comes from v, which contains the gradient
-    that it divides: the term `-g (d denom/d wd)/denom^2` takes away `sum_k h_k (1 - b2) b2^k / H` of the decay. gamma
-    is proportional to ||w||, because denom is proportional to 1/||w||.
+    that it divides: the term `-g (d denom/d wd)/denom^2` takes away `own_share = sum_k h_k (1 - b2) b2^k / H` of the
+    decay. gamma is proportional to ||w||, because denom is proportional to 1/||w||.
 
     Args:
         settings: Of the weight.
         updates: Statistics of the filtered normalised gradients.
-        own_share: The share of v that comes from the gradients in the update.
     """
     if not settings.coupled:
         return Dynamics(updates, step_size=settings.lr, decay=settings.decoupled_decay)
     return Dynamics(
         updates,
         step_size=settings.lr,
-        decay=settings.lr * settings.weight_decay * updates.gain * (1 - own_share),
+        decay=settings.lr * settings.weight_decay * updates.gain * (1 - settings.own_share),
         decay_needs_state=True,
+        coupled=True,
         decay_exponent=1.0,
         kind="from state",
         formula=FORMULA_STATE,
@@ -53,29 +57,62 @@ def normalised(settings: GroupSettings, updates: UpdateStatistics, own_share: fl
     )
 
 
-def own_share_of_average(beta1: float, beta2: float) -> float:
-    """Returns `sum_k h_k (1 - b2) b2^k / H` for a moving average h with decay b1 (see `normalised`)."""
+def average_share(group: Group, step: int | None = None) -> float:
+    """Returns the own share (see `normalised`) of a moving average h with decay b1: (1-b1)(1-b2)/(1-b1 b2)."""
+    beta1, beta2 = (as_float(beta) for beta in group["betas"][:2])
     return (1 - beta1) * (1 - beta2) / (1 - beta1 * beta2)
 
 
+def rmsprop_share(group: Group, step: int | None = None) -> float:
+    """Returns the own share of RMSprop, whose momentum filters gradients that are already divided: 1 - alpha."""
+    return 1 - as_float(group["alpha"])
+
+
+def nadam_share(group: Group, step: int | None) -> float:
+    """Returns the own share of NAdam at a step."""
+    now, past = nadam_weights(group, step)
+    return average_share(group) * past + now * (1 - as_float(group["betas"][1]))
+
+
+def nadam_weights(group: Group, step: int | None) -> tuple[float, float]:
+    """Returns the weights of gradient and average in NAdam's update, `1 - mu_t` and `mu_{t+1}`.
+
+    mu_t = b1 (1 - .5 * .96^(psi t)); if the step is not known, its limit b1.
+    """
+    beta1 = as_float(group["betas"][0])
+    growth = float(group.get("momentum_decay", group.get("schedule_decay", 4e-3)))
+
+    def mu(step: int) -> float:
+        return float(beta1 * (1 - 0.5 * 0.96 ** (step * growth)))
+
+    return (1 - beta1, beta1) if step is None else (round(1 - mu(step), 5), round(mu(step + 1), 5))
+
+
 def adam(settings: GroupSettings) -> Dynamics:
-    """Adam, AdamW, RAdam, LaProp and the like: a moving average of normalised gradients, R = (1+b1)/(1-b1)."""
+    """Adam, AdamW, RAdam, LaProp, Adamax and the like: an average of normalised gradients, R = (1+b1)/(1-b1).
+
+    If the second moment forgets as fast as the first, the two are correlated and R is calibrated.
+    """
     beta1, beta2 = settings.betas[:2]
-    return normalised(settings, filters.moving_average(beta1), own_share_of_average(beta1, beta2))
+    if not settings.coupled and 0 < beta2 <= beta1:
+        return _calibrated_for_fast_moment(settings)
+    return normalised(settings, filters.moving_average(beta1))
+
+
+def _calibrated_for_fast_moment(settings: GroupSettings) -> Dynamics:
+    dynamics = normalised(settings, settings.calibrate(settings.optimizer, settings.group, None))
+    return replace(
+        dynamics,
+        kind="calibrated",
+        formula="2 lr wd / R, R calibrated because b2 <= b1",
+        source=CALIBRATED,
+        assumptions=(WHITE,),
+    )
 
 
 def torch_adam(settings: GroupSettings) -> Dynamics:
     """torch.optim.Adam, which is AdamW if its group says `decoupled_weight_decay`; apex FusedAdam by its own switch."""
     return replace(adam(settings), title="Adam" if settings.coupled else "AdamW")
-
-
-def average_without_own_share(settings: GroupSettings) -> Dynamics:
-    """torch Adamax and timm Adopt: a moving average whose denominator does not contain the gradient that it divides.
-
-    Adopt divides each gradient by the moment of those before it. Adamax divides by a decaying maximum, which is rarely
-    set by the gradient in the update.
-    """
-    return normalised(settings, filters.moving_average(settings.betas[0]))
 
 
 def adahessian(settings: GroupSettings) -> Dynamics:
@@ -112,18 +149,8 @@ def nadam(settings: GroupSettings) -> Dynamics:
     Up to bias corrections `u = (1 - mu_t) g + mu_{t+1} m`, mu_t = b1 (1 - .5 * .96^(psi t)). R is that of the present
     step; if the step is not known, that of the limit.
     """
-    beta1, beta2 = settings.betas[:2]
-    growth = float(settings.group.get("momentum_decay", settings.group.get("schedule_decay", 4e-3)))
-
-    def mu(step: int) -> float:
-        return float(beta1 * (1 - 0.5 * 0.96 ** (step * growth)))
-
-    now, past = (1 - beta1, beta1) if settings.step is None else (1 - mu(settings.step), mu(settings.step + 1))
-    dynamics = normalised(
-        settings,
-        filters.nesterov_average(beta1, round(now, 5), round(past, 5)),
-        own_share=own_share_of_average(beta1, beta2) * past + now * (1 - beta2),
-    )
+    now, past = nadam_weights(settings.group, settings.step)
+    dynamics = normalised(settings, filters.nesterov_average(settings.betas[0], now, past))
     if settings.step is not None:
         return dynamics
     usual = dynamics.assumptions or (WHITE, SLOW_MOMENT)
@@ -171,8 +198,7 @@ def rmsprop(settings: GroupSettings) -> Dynamics:
     gradient that it divides.
     """
     momentum = settings.momentum
-    updates = filters.heavy_ball(momentum) if momentum > 0 else filters.identity()
-    return normalised(settings, updates, own_share=1 - float(settings.group["alpha"]))
+    return normalised(settings, filters.heavy_ball(momentum) if momentum > 0 else filters.identity())
 
 
 def adagrad(settings: GroupSettings) -> Dynamics:

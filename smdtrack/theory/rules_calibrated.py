@@ -6,7 +6,12 @@ from dataclasses import replace
 from smdtrack.theory.calibration import CALIBRATED, CannotRunError
 from smdtrack.theory.decay_response import decay_response
 from smdtrack.theory.dynamics import WHITE, Dynamics, no_line
+from smdtrack.theory.finite_decay import angle_at_fixed_norm
+from smdtrack.theory.fixed_norm import FixedNorm, fixed_norm
 from smdtrack.theory.group_settings import GroupSettings
+from smdtrack.theory.update_statistics import UpdateStatistics
+
+FIXED_NORM = "the optimizer keeps the norm fixed: there is no balance of growth and decay, and the angle is set by lr"
 
 
 def cautious(dynamics: Dynamics, settings: GroupSettings) -> Dynamics:
@@ -39,8 +44,13 @@ def unknown(settings: GroupSettings) -> Dynamics:
     try:
         updates = settings.calibrate(settings.optimizer, settings.group, shape)
         response = decay_response(settings.optimizer, settings.group)
+        fixed = fixed_norm(settings.optimizer, settings.group)
     except CannotRunError as error:
         return no_line(str(error))
+    if fixed is not None:
+        return _of_fixed_norm(settings, updates, fixed)
+    if not response.follows_lr:
+        return no_line("its step is not proportional to the learning rate")
     if response.follows_weight:
         return no_line("its step follows the weight's norm in a way that is not known")
     if not math.isfinite(updates.memory) or updates.memory <= 0:
@@ -59,4 +69,23 @@ def unknown(settings: GroupSettings) -> Dynamics:
             WHITE,
             "an optimizer that smdtrack has no formula for: its memory and decay were calibrated by running it",
         ),
+    )
+
+
+def _of_fixed_norm(settings: GroupSettings, updates: UpdateStatistics, fixed: FixedNorm) -> Dynamics:
+    """The norm stays as it is and the learning rate sets the angle; like LAMB, with neither growth nor decay."""
+    if fixed.follows_gradient or not fixed.follows_lr:
+        depends = "the size of the gradients" if fixed.follows_gradient else "more than the learning rate"
+        return no_line(f"it keeps the weight's norm fixed, and the angle depends on {depends}")
+    return Dynamics(
+        updates,
+        step_size=settings.lr,
+        norm_exponent=-1.0,
+        trust="whole",
+        fixed_angle=angle_at_fixed_norm(updates.autocorrelation, (fixed.angle_over_lr * settings.lr) ** 2),
+        kind="calibrated",
+        formula=f"Delta = {fixed.angle_over_lr:.4g} lr, less what the memory adds along the weight",
+        source="derived here (angle of the real optimizer's steps on white noise)",
+        assumptions=("the optimizer keeps the weight's norm fixed", "the angle does not depend on the weight's shape"),
+        reason=FIXED_NORM,
     )

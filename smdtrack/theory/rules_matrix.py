@@ -79,3 +79,8 @@ def adadelta(settings: GroupSettings) -> Dynamics:
 def madgrad(settings: GroupSettings) -> Dynamics:
     """timm MADGRAD."""
     return no_line("dual averaging anchored at the first weights: updates do not forget old gradients")
+
+
+def rprop(settings: GroupSettings) -> Dynamics:
+    """torch.optim.Rprop."""
+    return no_line("its step sizes adapt to the signs of the gradients: the learning rate is only where they start")

@@ -18,6 +18,7 @@ def apex_novograd(settings: GroupSettings) -> Dynamics:
         updates,
         step_size=settings.lr,
         decay=settings.lr * settings.weight_decay * (updates.gain if inside else 1.0),
+        coupled=inside,
     )
 
 

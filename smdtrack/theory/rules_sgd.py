@@ -34,7 +34,7 @@ def sgd(settings: GroupSettings) -> Dynamics:
         step_size=settings.lr,
         decay=settings.lr * settings.weight_decay * updates.gain,
         norm_exponent=1.0,
-        filtered_decay=True,
+        coupled=True,
         nesterov_momentum=settings.momentum if nesterov else None,
         title=title,
         formula="2 lr wd [(1-a)(1+a)^3 + a^4]/(1+a)" if nesterov else None,
@@ -76,6 +76,6 @@ def novograd(settings: GroupSettings) -> Dynamics:
         updates,
         step_size=settings.lr,
         decay=decay,
-        filtered_decay=settings.coupled,
+        coupled=settings.coupled,
         formula="2 lr wd/(1+b1)" if settings.coupled else None,
     )

@@ -10,6 +10,11 @@ from smdtrack.theory.rules_adam import FORMULA_AVERAGE, KOSSON, SLOW_MOMENT, ada
 from smdtrack.theory.rules_sgd import WAN, momentum_filter, sgd
 
 STEADY_NORM = "norm steady over a step"
+ADAFACTOR = (
+    WHITE,
+    "the weight's RMS is above eps[1], so that the step is a share of it",
+    "normalised gradients have an RMS of 1; clipping at d = 1 makes it 1 % less for a weight of 1000 elements",
+)
 CHORD = "derived here (a chord of length lr ||w||)"
 
 
@@ -104,4 +109,23 @@ def lars(settings: GroupSettings) -> Dynamics:
         trust="gradient",
         fixed_angle=pull * share / math.sqrt(updates.memory),
         title=title,
+    )
+
+
+def torch_adafactor(settings: GroupSettings) -> Dynamics:
+    """torch.optim.Adafactor: a normalised gradient, scaled to a share of the weight's size; decay beside it.
+
+    Derived here: the step across the weight has the length `rho ||w||` with rho = min(lr, 1/sqrt(step)), and decay
+    leaves (1 - lr wd) of the weight, so that tan(angle) = rho/(1 - lr wd). No norm is an equilibrium:
+    d ln||w||^2/dt = rho^2 - 2 lr wd. If that is negative, the weight shrinks until eps[1] sets the step.
+    """
+    rho = min(settings.lr, settings.step**-0.5) if settings.step else settings.lr
+    return Dynamics(
+        filters.identity(),
+        step_size=rho,
+        decay=settings.decoupled_decay,
+        norm_exponent=-1.0,
+        trust="whole",
+        fixed_angle=math.atan2(rho, 1 - settings.decoupled_decay),
+        reason="the norm has no equilibrium: d ln||w||^2/dt = min(lr, 1/sqrt(step))^2 - 2 lr wd",
     )

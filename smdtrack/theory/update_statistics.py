@@ -29,6 +29,7 @@ class UpdateStatistics:
         memory: R.
         delay: `sum_k k h_k / H`, the mean age in steps of the gradients in an update; 0 if it is not known.
         impulse_response: h_0, h_1, ... of a linear filter; None for other optimizers.
+        are_signs: Whether the updates are the signs of what the filter returns.
     """
 
     gain: float
@@ -37,6 +38,7 @@ class UpdateStatistics:
     memory: float
     delay: float = 0.0
     impulse_response: Tensor | None = field(default=None, repr=False, compare=False)
+    are_signs: bool = False
 
     def memory_over(self, steps: int) -> float:
         """Returns R_k, the squared length of the sum of k successive updates over the sum of their squared lengths.

@@ -41,7 +41,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> MLflowSink:
     info = make_info(folder / "record", 15)
     samples = list(make_samples(info, 300))
     sink = MLflowSink(f"sqlite:///{folder / 'mlflow.db'}")
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     sink.write(make_points(info, samples))
     sink.finish(info, make_summary(info, samples), "finished")
@@ -51,8 +51,8 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> MLflowSink:
 @pytest.fixture(scope="module")
 def address(sent: MLflowSink, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address from the sink's own hint, on a server that is started as its other hint says."""
-    command, address = sent.hints()
-    store = str(sent.where()["tracking_uri"])
+    command, address = sent.how_to_open()
+    store = str(sent.destination()["tracking_uri"])
     assert command == f"mlflow server --backend-store-uri {store} --port 5000"
     with mlflow_server(store, tmp_path_factory.mktemp("server")) as server:
         yield address.replace("http://127.0.0.1:5000", server)

@@ -1,5 +1,6 @@
 """`smdtrack audit` from the outside: exit codes, stdout, stderr."""
 
+import argparse
 import csv
 import json
 import subprocess
@@ -44,7 +45,7 @@ def test_help_has_an_example(run):
 def test_the_table_groups_by_stage(run):
     result = run(SMALL, *SIZE)
     assert result.exit_code == 0
-    for text in ("conv_stem", "blocks.1", "conv_head", "batch_norm", "scale-invariant", "certificate"):
+    for text in ("conv_stem", "blocks.1", "conv_head", "batch norm", "scale-invariant", "check: scaling all"):
         assert text in result.stdout
 
 
@@ -58,14 +59,17 @@ def test_the_json_document_is_as_agreed(run):
         "input_size",
         "parameters",
         "invariant_parameters",
+        "batch_norm_parameters",
         "seconds",
+        "precision",
+        "notes",
         "certificate",
         "weights",
     ]
     assert (document["model"], document["input_size"]) == (SMALL, [3, 32, 32])
     assert set(document["certificate"]) == {"tensor", "filter"}
     assert max(document["certificate"].values()) < 1e-9
-    keys = ["name", "shape", "verdict", "cause", "norm", "scope", "filter_dim", "cosine"]
+    keys = ["name", "shape", "verdict", "cause", "norm", "scope", "filter_dim", "cosine", "decayed"]
     assert all(list(weight) == keys for weight in document["weights"])
     weight = next(weight for weight in document["weights"] if weight["name"] == WEIGHT)
     assert weight["cosine"] < 1e-9
@@ -90,9 +94,49 @@ def test_verdicts_select_tensors(run):
 def test_explain_shows_the_evidence(run):
     result = run(SMALL, *SIZE, "--explain", WEIGHT)
     assert result.exit_code == 0
-    for text in ("invariant by batch_norm (blocks.0.0.bn1)", "two generic points", "held constant", "per filter"):
-        assert text in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[:4] == [
+        f"{WEIGHT} [16, 24, 3, 3] is invariant: scaling the weight by any positive factor leaves the output unchanged.",
+        "Cause: batch norm (blocks.0.0.bn1): a batch norm after the weight removes its scale.",
+        "Each filter may be scaled by its own factor (slices along dimension 0).",
+        "Weight decay reaches it under timm's rule.",
+    ]
+    assert "below 1e-07 proposes invariant, above 1e-05 proves sensitive" in lines[4]
+    document = json.loads(run(SMALL, *SIZE, "--json", "--explain", WEIGHT).stdout)
+    assert [weight["name"] for weight in document["weights"]] == [WEIGHT]
+    assert document["weights"][0]["explanation"] == lines[:4]
+    assert max(document["weights"][0]["evidence"]["cosines"]) < 1e-9
     refused(run(SMALL, *SIZE, "--explain", "blocks.0.0.conv.weigth"), "no parameter", WEIGHT)
+
+
+def test_a_model_without_invariant_weights_is_answered_in_words(run):
+    result = run("test_vit")
+    assert result.exit_code == 0
+    assert "No weight of test_vit is scale-invariant: scaling any of them changes the output." in result.stdout
+    assert "--verdict invariant" not in result.stdout
+
+
+def test_verdicts_and_causes_are_explained_where_they_appear(run):
+    shown = run("test_nfnet").stdout
+    assert "weight standardisation: the layer normalises its own weight" in shown
+    assert "degenerate:" not in shown
+    shown = run(SMALL, *SIZE, "--verdict", "unused").stdout
+    assert "unused: the output does not depend on it" in shown
+    assert "invariant:" not in shown
+
+
+def test_names_are_not_folded_in_a_pipe_and_weight_decay_is_shown(run):
+    lines = run(SMALL, *SIZE, "--verdict", "invariant", "--verdict", "sensitive").stdout.splitlines()
+    rows = {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
+    assert rows["tensor"] == "decayed"
+    assert (rows["blocks.3.0.conv_pw.weight"], rows["classifier.bias"]) == ("yes", "no")
+
+
+def test_json_has_the_share_of_batch_norm_that_csv_has(run, tmp_path):
+    document = json.loads(run("test_nfnet", "--json", "--csv", tmp_path / "a.csv").stdout)
+    assert document["invariant_parameters"] > 0
+    assert document["batch_norm_parameters"] == 0
+    assert int(next(csv.DictReader((tmp_path / "a.csv").open()))["batch_norm_parameters"]) == 0
 
 
 def test_several_models_give_a_list_and_one_that_fails_does_not_end_it(run):
@@ -168,16 +212,27 @@ def test_checkpoints_are_loaded_and_refused(run, tmp_path):
     refused(run(SMALL, "--checkpoint", tmp_path / "none.pth"), "no checkpoint file")
 
 
+def test_a_checkpoint_of_timms_training_script_is_loaded(run, tmp_path):
+    model = timm.create_model(SMALL)
+    arguments = argparse.Namespace(model=SMALL, lr=0.1)
+    checkpoint = {"epoch": 1, "arch": SMALL, "state_dict": model.state_dict(), "version": 2, "args": arguments}
+    torch.save(checkpoint, tmp_path / "last.pth.tar")
+    before = torch.serialization.get_safe_globals()
+    assert run(SMALL, *SIZE, "--checkpoint", tmp_path / "last.pth.tar", "--json").exit_code == 0
+    assert torch.serialization.get_safe_globals() == before
+
+
 class Evil:
     def __reduce__(self):
-        return (print, ("executed",))
+        return (print, ("executed\n",))
 
 
 def test_a_pickle_is_not_executed(run, tmp_path):
-    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
-    result = run(SMALL, "--checkpoint", tmp_path / "evil.pth")
-    refused(result, "is not a checkpoint")
-    assert not result.output.startswith("executed")
+    for content in ({"weight": Evil()}, {"state_dict": {}, "args": argparse.Namespace(evil=Evil())}):
+        torch.save(content, tmp_path / "evil.pth")
+        result = run(SMALL, "--checkpoint", tmp_path / "evil.pth")
+        refused(result, "is not a checkpoint")
+        assert "executed" not in result.output.splitlines()
 
 
 def test_wrong_input_ends_with_one_line(run):

@@ -159,7 +159,7 @@ print(float(sum(parameter.detach().double().sum() for parameter in model.paramet
     assert out.startswith("3\n")
     assert folder.record().steps.tolist() == [2, 4, 6]
     assert err.count("Angular update per step") == 1
-    assert "SmdtrackWarning" not in err
+    assert "smdtrack: measuring stopped" not in err
 
 
 @pytest.mark.slow

@@ -266,7 +266,7 @@ def test_running_out_of_memory_is_said_in_one_line(monkeypatch):
 def test_wrong_proposals_are_corrected_by_forward_passes(monkeypatch):
     """If the gradients proposed every parameter, forward passes would still reject those that are not invariant."""
 
-    def propose(evidence):
+    def propose(evidence, limits):
         for known in evidence.values():
             known.proposal, known.verdict = Proposal.INVARIANT, "invariant"
 

@@ -146,7 +146,7 @@ def test_a_fault_in_one_process_of_a_sharded_training_does_not_block_the_others(
     _, alone = in_one_process()
     torch.testing.assert_close(end["0.weight"], alone["0.weight"], rtol=1e-9, atol=1e-12)
     assert said.count("measuring stopped at step 1") == 1
-    assert said.count("SmdtrackWarning: nothing could be measured in another process") == 1
+    assert said.count("smdtrack: nothing could be measured in another process") == 1
 
 
 def test_weights_sharded_after_watch_are_reported_and_leave_the_training_unchanged(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_weights_sharded_after_watch_are_reported_and_leave_the_training_unchang
     _, alone = in_one_process()
     torch.testing.assert_close(end["0.weight"], alone["0.weight"], rtol=1e-9, atol=1e-12)
     assert said.count("call watch after fully_shard); training goes on") == 1
-    assert said.count("SmdtrackWarning") == 1
+    assert said.count("smdtrack: ") == 1
     (tmp_path / "no").mkdir()
     without, _ = torchrun(tmp_path / "no", "late", "no")
     assert all(torch.equal(end[key], without[key]) for key in without)

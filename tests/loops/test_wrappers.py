@@ -1,7 +1,6 @@
 """EMA, Lookahead, torch.compile, memory layouts, closures, further optimizers and lags."""
 
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +24,7 @@ from tests.loops.harness import (
     sgd,
     trained,
 )
+from tests.said import collected_notices
 from tests.tracking.witness import Witness, assert_same_bits, everything, seed_everything
 
 
@@ -126,8 +126,7 @@ def test_a_step_compiled_with_fullgraph_is_reported_and_trains_on() -> None:
         model, other = network(), network()
         optimizer, plain_one = OneGraph(model), sgd(other)
         compiled = torch.compile(optimizer.step, backend="eager", fullgraph=True)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with collected_notices() as caught:
             trackers = [
                 smdtrack.watch(*pair, every=1, sinks=["local"])
                 for pair in ((model, optimizer), (other, plain_one))
@@ -143,7 +142,7 @@ def test_a_step_compiled_with_fullgraph_is_reported_and_trains_on() -> None:
         if watched:
             assert trackers[0].summary().reason is not None
             assert read_run(trackers[1].folder).steps.tolist() == [1, 2, 3]
-        said = [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
+        said = list(caught)
         return [everything(model, [optimizer]), everything(other, [plain_one])], said
 
     (without, _), (with_smdtrack, messages) = ending(False), ending(True)

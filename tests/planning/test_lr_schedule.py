@@ -7,7 +7,14 @@ import torch
 from timm.scheduler import create_scheduler
 
 from smdtrack.notices import SmdtrackError
-from smdtrack.planning.lr_schedule import check_optimizer, ignored_settings, lr_segments, make_optimizer
+from smdtrack.planning.lr_schedule import (
+    check_optimizer,
+    corrected_variant,
+    ignored_settings,
+    lr_segments,
+    make_optimizer,
+    schedule_exponent,
+)
 from smdtrack.planning.recipe import Recipe
 
 STEPS = 7
@@ -116,3 +123,22 @@ def test_an_optimizer_that_timm_lacks_or_cannot_create_is_named_with_the_reason(
         check_optimizer("adam-w")
     with pytest.raises(SmdtrackError, match=r"^optimizer 'bnblion' needs the package bitsandbytes"):
         check_optimizer("bnblion")
+
+
+@pytest.mark.parametrize(
+    ("name", "exponent"),
+    [("momentum", 0.5), ("adamw", 0.5), ("adamc", 1.0), ("sgdc", 1.0), ("lamb", 1.0), ("lars", 1.0), ("larc", 0.0)],
+)
+def test_by_which_power_of_the_learning_rate_the_angle_falls(name, exponent):
+    recipe = Recipe(lr=1e-3, weight_decay=0.1, opt=name)
+    assert schedule_exponent(recipe, SHAPE) == exponent
+
+
+def test_variants_with_a_corrected_decay():
+    """timm's lambc ends in c, too, but for its clipped trust ratio."""
+    names = {"adamw": "adamc", "nadamw": "nadamc", "lion": "lionc", "sgdw": "sgdc", "lamb": None, "muon": None}
+    assert {name: corrected_variant(name) for name in names} == names
+
+
+def test_a_strong_decay_does_not_change_the_power():
+    assert schedule_exponent(Recipe(lr=1e-3, weight_decay=7.0, opt="lion"), SHAPE) == 0.5

@@ -79,7 +79,7 @@ def trajectory(
             scale *= math.sqrt((coordinates or 1) / present)
         elif line.norm_exponent != 1:
             scale = squared * (line.angular_update or 0.0) / math.sqrt(line.updates.energy) / gradient
-        if line.updates.impulse_response is not None and line.trust is None:
+        if line.updates.impulse_response is not None and not line.updates.are_signs and line.trust is None:
             power, growth = memory.step(line.updates.impulse_response, scale, present, line.decay_rate)
         else:
             full = 1 - betas[0] ** step if betas is not None and line.norm_exponent == 0 else 1.0

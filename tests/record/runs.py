@@ -25,6 +25,6 @@ def make_run(steps: list[int], memory: float | None = None, **families: np.ndarr
     """A run read back, with (T,) columns that both weights share."""
     values = {family: np.stack([column, column], axis=1).astype(np.float64) for family, column in families.items()}
     if memory is not None:
-        values["memory"] = np.full((len(steps), 2), memory)
+        values["line_memory"] = np.full((len(steps), 2), memory)
     values.setdefault("norm", np.ones((len(steps), 2)))
     return Run(run_info(Path(".")), np.array(steps), np.arange(len(steps), dtype=np.float64), values, {})

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from smdtrack.record import summarize
-from smdtrack.record.summary import rolling_rms
 from tests.record.runs import make_run
 
 
@@ -49,7 +48,7 @@ def test_window_is_the_last_third_and_angles_are_rms():
     assert row.pred_ratio == pytest.approx(row.angle_ratio), "the norm stood still"
 
 
-def test_window_begins_behind_the_last_jump_of_the_line():
+def test_window_begins_after_the_last_jump_of_the_line():
     steps = list(range(1, 61))
     line = np.where(np.arange(60) < 50, 0.02, 0.002)
     summary = summarize(make_run(steps, memory=19.0, angle=line, angle_eq=line))
@@ -57,16 +56,7 @@ def test_window_begins_behind_the_last_jump_of_the_line():
     assert summary.weights[0].angle_ratio == pytest.approx(1)
 
 
-def test_equilibrium_step_is_where_the_rolling_ratio_came_to_stay():
-    steps = list(range(1, 101))
-    ratio = np.where(np.arange(100) < 40, 2.0, 1.0)
-    row = summarize(make_run(steps, memory=1.0, angle=0.01 * ratio, angle_eq=np.full(100, 0.01))).weights[0]
-    assert row.equilibrium_step == 50  # the ten samples behind step 40 are the first without the old regime
-    never = summarize(make_run(steps, memory=1.0, angle=np.full(100, 0.02), angle_eq=np.full(100, 0.01))).weights[0]
-    assert never.equilibrium_step is None
-
-
-def test_verdict_counts_and_a_missing_line_is_said():
+def test_verdict_counts_weights_or_says_that_there_is_no_line():
     steps = list(range(1, 31))
     settled = summarize(make_run(steps, memory=1.0, angle=np.full(30, 0.01), angle_eq=np.full(30, 0.01)))
     assert settled.verdict.startswith("2 of 2 weights turn as theory predicts")
@@ -80,13 +70,7 @@ def test_nothing_measured_is_no_summary():
     assert summarize(make_run([], angle=np.empty(0))) is None
 
 
-def test_rolling_rms_matches_brute_force():
-    values = np.random.default_rng(0).standard_normal(50)
-    expected = [np.sqrt(np.mean(values[max(0, end - 10) : end] ** 2)) for end in range(1, 51)]
-    np.testing.assert_allclose(rolling_rms(values), expected, rtol=1e-12)
-
-
-def test_each_ratio_has_its_error_and_a_schedule_is_none():
+def test_ratios_have_a_sampling_error_and_a_changing_learning_rate_adds_none():
     generator = np.random.default_rng(0)
     line = 0.02 * np.cos(np.linspace(0, 1.5, 600))
     angle = line * (1 + 0.1 * generator.standard_normal(600))

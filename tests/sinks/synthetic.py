@@ -74,7 +74,7 @@ def make_samples(info: RunInfo, steps: int = 300, every: int = 10, seed: int = 0
             "norm": norm,
             "norm_eq": norm_eq,
             "effective_grad": angle * norm,
-            "memory": np.full(count, memory),
+            "line_memory": np.full(count, memory),
             "time_constant": np.full(count, 1 / (4 * decay)),
             "orthogonality_residual": np.full(count, 1e-7),
         }

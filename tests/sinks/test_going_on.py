@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from smdtrack.sinks.mlflow import MLflowSink
 from smdtrack.sinks.protocol import Sink
 from smdtrack.sinks.wandb import WandbSink
 from smdtrack.sinks.writer import Writer
+from tests.said import collected_notices
 from tests.sinks.synthetic import make_info, make_samples
 from tests.sinks.test_wandb import records
 
@@ -49,10 +49,10 @@ def going_on(info: RunInfo, last: Sample, **params: Any) -> RunInfo:
 
 def killed_before_the_tracker_got_the_last(info: RunInfo, sink: MLflowSink, samples: list[Sample]) -> None:
     """What kill -9 leaves: the record has all samples, the tracker those but the last two and a half."""
-    sink.bind()
+    sink.note_script_run()
     store = LocalStore(info)
     sink.start(info)
-    store.note_sink(sink.name, sink.where())
+    store.note_sink(sink.name, sink.destination())
     store.append(samples)
     for sample in samples[:-2]:
         of_it = list(points(sample, info.weights))
@@ -61,9 +61,9 @@ def killed_before_the_tracker_got_the_last(info: RunInfo, sink: MLflowSink, samp
 
 def histories(sink: MLflowSink) -> dict[str, list[tuple[int, float]]]:
     client = sink._client
-    keys = client.get_run(sink.where()["run_id"]).data.metrics
+    keys = client.get_run(sink.destination()["run_id"]).data.metrics
     return {
-        key: [(point.step, point.value) for point in client.get_metric_history(sink.where()["run_id"], key)]
+        key: [(point.step, point.value) for point in client.get_metric_history(sink.destination()["run_id"], key)]
         for key in keys
     }
 
@@ -74,26 +74,30 @@ def assert_no_step_twice(sink: MLflowSink) -> None:
         assert not twice, f"{key} has steps {twice} twice"
 
 
-def test_the_mlflow_run_goes_on_and_gets_what_it_was_owed(store: str, info: RunInfo, samples: list[Sample]) -> None:
+def test_a_resumed_run_continues_its_mlflow_run_and_sends_what_was_missing(
+    store: str, info: RunInfo, samples: list[Sample]
+) -> None:
     first = MLflowSink()
     killed_before_the_tracker_got_the_last(info, first, samples[:20])
     second = MLflowSink()
     written(going_on(info, samples[19], command="with --resume", new=1), second, samples[20:])
-    assert second.where()["run_id"] == first.where()["run_id"] == read_sinks(info.folder)["mlflow"]["run_id"]
+    assert (
+        second.destination()["run_id"] == first.destination()["run_id"] == read_sinks(info.folder)["mlflow"]["run_id"]
+    )
     found = histories(second)
     assert_no_step_twice(second)
     for weight, layer in enumerate(tracked.key for tracked in info.weights):
         for family in ("angle", "angle_pred", "norm", "effective_grad"):
             expected = [(sample.step, sample.values[family][weight]) for sample in samples]
             assert found[f"{family}/{layer}"] == expected
-    run = second._client.get_run(second.where()["run_id"])
+    run = second._client.get_run(second.destination()["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] == "0.1"
     assert run.data.params["new"] == "1"
     assert len(second._client.search_runs([run.info.experiment_id])) == 1
 
 
-def test_from_another_folder_the_default_store_is_still_the_record_s(
+def test_from_another_folder_a_resumed_run_still_uses_the_store_in_its_record(
     store: str, info: RunInfo, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = MLflowSink(), MLflowSink()
@@ -101,25 +105,24 @@ def test_from_another_folder_the_default_store_is_still_the_record_s(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     written(going_on(info, samples[19]), second, samples[20:])
-    assert second.where()["run_id"] == first.where()["run_id"]
+    assert second.destination()["run_id"] == first.destination()["run_id"]
     assert_no_step_twice(second)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize("how", ["deleted", "elsewhere"])
-def test_an_mlflow_run_that_is_gone_is_said_and_the_new_one_has_the_whole_curve(
+def test_if_the_mlflow_run_was_deleted_a_new_one_gets_the_whole_curve_and_that_is_reported(
     how: str, store: str, info: RunInfo, samples: list[Sample], tmp_path: Path
 ) -> None:
     first = MLflowSink()
     written(info, first, samples[:20], "failed")
     if how == "deleted":
-        first._client.delete_run(first.where()["run_id"])
+        first._client.delete_run(first.destination()["run_id"])
     second = MLflowSink() if how == "deleted" else MLflowSink(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with collected_notices() as caught:
         written(going_on(info, samples[19]), second, samples[20:])
-    assert sum("goes on in a new MLflow run" in str(warning.message) for warning in caught) == 1
-    assert second.where()["run_id"] != first.where()["run_id"]
+    assert sum("goes on in a new MLflow run" in message for message in caught) == 1
+    assert second.destination()["run_id"] != first.destination()["run_id"]
     assert [step for step, _ in histories(second)[f"angle/{LAYER}"]] == [sample.step for sample in samples]
     assert_no_step_twice(second)
 
@@ -142,26 +145,25 @@ def test_a_script_that_goes_on_in_its_own_mlflow_run_gets_no_step_twice(
             written(other, sink, samples[15:])
     finally:
         mlflow.set_tracking_uri(None)
-    assert sink.where()["run_id"] == run.info.run_id
+    assert sink.destination()["run_id"] == run.info.run_id
     assert [step for step, _ in histories(sink)[f"angle/{LAYER}"]] == [sample.step for sample in samples]
     assert_no_step_twice(sink)
 
 
-def test_a_sink_that_says_nothing_of_the_past_gets_what_is_new(info: RunInfo, samples: list[Sample]) -> None:
+def test_a_sink_without_knowledge_of_the_earlier_part_gets_the_new_samples(
+    info: RunInfo, samples: list[Sample]
+) -> None:
     written(info, MemorySink(), samples[:20])
     sink = MemorySink()
-    del type(sink).reached
-    try:
-        written(going_on(info, samples[19]), sink, samples[20:])
-    finally:
-        type(sink).reached = lambda self: None  # type: ignore[method-assign]
+    assert sink.complete_up_to() is None
+    written(going_on(info, samples[19]), sink, samples[20:])
     assert {point.step for point in sink.points} == {sample.step for sample in samples[20:]}
 
 
-def test_much_that_is_owed_is_sent_in_parts_that_hold_whole_steps(
+def test_many_waiting_points_are_sent_in_calls_that_hold_whole_steps(
     info: RunInfo, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smdtrack.sinks.writer._POINTS_PER_WRITE", 7)
+    monkeypatch.setattr("smdtrack.sinks.sink_delivery.POINTS_PER_WRITE", 7)
     calls: list[set[int]] = []
 
     class Listening(MemorySink):
@@ -187,9 +189,9 @@ def test_the_wandb_run_goes_on_in_a_second_folder_of_the_same_run(
     written(info, first, samples[:20], "failed")
     time.sleep(1.1)  # W&B names folders by the second
     written(going_on(info, samples[19]), second, samples[20:])
-    folders = [Path(sink.where()["folder"]) for sink in (first, second)]
+    folders = [Path(sink.destination()["folder"]) for sink in (first, second)]
     assert folders[0] != folders[1]
-    assert second.hints() == (f"wandb sync {folders[0]} {folders[1]}",)
+    assert second.how_to_open() == (f"wandb sync {folders[0]} {folders[1]}",)
     assert capfd.readouterr().out == ""
     read = [records(folder) for folder in folders]
     runs = [next(record["run"] for record in part if record["type"] == "run") for part in read]

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from smdtrack.record.run import Point, RunInfo, Sample
-from smdtrack.sinks.mlflow import MLflowSink, safe_key
+from smdtrack.sinks.mlflow import MLflowSink
+from smdtrack.sinks.mlflow_names import safe_key
+from tests.said import collected_notices
 from tests.sinks.mlflow_server import free_port
 from tests.sinks.synthetic import make_info, make_points, make_samples, make_summary
 
@@ -45,7 +47,7 @@ def mlflow() -> Iterator[Any]:
 
 
 def on_another_thread(work: Callable[[], None]) -> None:
-    """Runs it as the writer does: bind() has been called here, everything else comes from over there."""
+    """Runs it as the writer does: note_script_run() has been called here, everything else comes from over there."""
     raised: list[BaseException] = []
 
     def guarded() -> None:
@@ -62,7 +64,7 @@ def on_another_thread(work: Callable[[], None]) -> None:
 
 
 def send(sink: MLflowSink, info: RunInfo, samples: list[Sample], status: str = "finished") -> None:
-    sink.bind()
+    sink.note_script_run()
 
     def work() -> None:
         sink.start(info)
@@ -83,15 +85,17 @@ def one_line_error(work: Callable[[], None]) -> str | None:
 def client_of(sink: MLflowSink) -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=sink.where()["tracking_uri"])
+    return MlflowClient(tracking_uri=sink.destination()["tracking_uri"])
 
 
 def history(sink: MLflowSink, key: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in client_of(sink).get_metric_history(sink.where()["run_id"], key)]
+    return [
+        (metric.step, metric.value) for metric in client_of(sink).get_metric_history(sink.destination()["run_id"], key)
+    ]
 
 
 def the_run(sink: MLflowSink) -> Any:
-    return client_of(sink).get_run(sink.where()["run_id"])
+    return client_of(sink).get_run(sink.destination()["run_id"])
 
 
 def assert_complete(sink: MLflowSink, info: RunInfo, samples: list[Sample]) -> None:
@@ -103,7 +107,7 @@ def assert_complete(sink: MLflowSink, info: RunInfo, samples: list[Sample]) -> N
 def test_default_store_is_a_file_here(store: str, info: RunInfo, samples: list[Sample], tmp_path: Path) -> None:
     sink = MLflowSink()
     send(sink, info, samples)
-    assert sink.where()["tracking_uri"] == store
+    assert sink.destination()["tracking_uri"] == store
     assert_complete(sink, info, samples)
     run = the_run(sink)
     assert run.info.status == "FINISHED"
@@ -113,7 +117,7 @@ def test_default_store_is_a_file_here(store: str, info: RunInfo, samples: list[S
     assert run.data.tags["smdtrack.verdict"] == make_summary(info, samples).verdict
     assert client_of(sink).get_experiment(run.info.experiment_id).name == "smdtrack"
     assert "MLFLOW_TRACKING_URI" not in os.environ
-    command, address = sink.hints()
+    command, address = sink.how_to_open()
     assert command == f"mlflow server --backend-store-uri {store} --port 5000"
     assert address == (
         f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs"
@@ -126,8 +130,8 @@ def test_server(server: str, info: RunInfo, samples: list[Sample], capfd: pytest
     send(sink, info, samples)
     assert_complete(sink, info, samples)
     assert the_run(sink).info.status == "FINISHED"
-    assert sink.hints() == [
-        f"{server}/#/experiments/{sink.where()['experiment_id']}/runs"
+    assert sink.how_to_open() == [
+        f"{server}/#/experiments/{sink.destination()['experiment_id']}/runs"
         "?viewStateShareKey=smdtrack-v1&compareRunsMode=CHART&workflowType=machine_learning"
     ]
     assert capfd.readouterr() == ("", "")
@@ -140,7 +144,7 @@ from pathlib import Path
 from smdtrack.sinks.mlflow import MLflowSink
 from tests.sinks.synthetic import make_info
 sink = MLflowSink()
-sink.bind()
+sink.note_script_run()
 assert "mlflow" not in sys.modules
 sink.start(make_info(Path("record"), 2))
 import logging
@@ -165,7 +169,7 @@ def test_attaches_to_the_active_run(store: str, info: RunInfo, samples: list[Sam
     with mlflow.start_run() as active:
         sink = MLflowSink()
         send(sink, info, samples)
-        assert sink.where()["run_id"] == active.info.run_id
+        assert sink.destination()["run_id"] == active.info.run_id
         # The script may still log under the names that it likes.
         mlflow.log_param("lr", 0.2)
         assert the_run(sink).info.status == "RUNNING"
@@ -180,19 +184,19 @@ def test_new_run_goes_into_the_scripts_experiment(store: str, info: RunInfo, mlf
     mlflow.set_tracking_uri(store)
     experiment = mlflow.set_experiment("mine")
     sink = MLflowSink()
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
-    assert sink.where()["experiment_id"] == experiment.experiment_id
+    assert sink.destination()["experiment_id"] == experiment.experiment_id
 
 
 def test_active_run_elsewhere_is_left_alone(store: str, server: str, info: RunInfo, mlflow: Any) -> None:
     mlflow.set_tracking_uri(store)
     with mlflow.start_run() as active:
         sink = MLflowSink(server, view=False)
-        sink.bind()
+        sink.note_script_run()
         sink.start(info)
-        assert sink.where()["run_id"] != active.info.run_id
-        assert sink.where()["tracking_uri"] == server
+        assert sink.destination()["run_id"] != active.info.run_id
+        assert sink.destination()["tracking_uri"] == server
         assert mlflow.get_tracking_uri() == store
 
 
@@ -204,40 +208,40 @@ def test_environment(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by name")
     by_name = MLflowSink(view=False)
     send(by_name, info, samples)
-    assert by_name.where()["tracking_uri"] == f"sqlite:///{tmp_path / 'elsewhere.db'}"
-    assert client_of(by_name).get_experiment(by_name.where()["experiment_id"]).name == "by name"
+    assert by_name.destination()["tracking_uri"] == f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    assert client_of(by_name).get_experiment(by_name.destination()["experiment_id"]).name == "by name"
 
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", client_of(by_name).create_experiment("by id"))
     by_id = MLflowSink(view=False)
     send(by_id, info, samples)
-    assert client_of(by_id).get_experiment(by_id.where()["experiment_id"]).name == "by id"
+    assert client_of(by_id).get_experiment(by_id.destination()["experiment_id"]).name == "by id"
 
-    run = client_of(by_id).create_run(by_name.where()["experiment_id"])
+    run = client_of(by_id).create_run(by_name.destination()["experiment_id"])
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     by_run = MLflowSink(view=False)
     send(by_run, info, samples)
-    assert by_run.where()["run_id"] == run.info.run_id
-    assert by_run.where()["experiment_id"] == by_name.where()["experiment_id"]
+    assert by_run.destination()["run_id"] == run.info.run_id
+    assert by_run.destination()["experiment_id"] == by_name.destination()["experiment_id"]
     assert the_run(by_run).info.status == "RUNNING"
 
 
 def test_dead_server_fails_soon_in_one_line(info: RunInfo) -> None:
     address = f"http://user:secret@127.0.0.1:{free_port()}"
     sink = MLflowSink(address)
-    sink.bind()
+    sink.note_script_run()
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=r"^no MLflow server answers at http://127\.0\.0\.1:\d+: .*$") as caught:
         sink.start(info)
     assert time.monotonic() - began < 10
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert "secret" not in json.dumps(sink.where())
+    assert "secret" not in json.dumps(sink.destination())
 
 
 def test_wrong_uri_is_one_line(info: RunInfo) -> None:
     sink = MLflowSink("nonsense://somewhere")
-    sink.bind()
+    sink.note_script_run()
     with pytest.raises(RuntimeError, match="nonsense://somewhere") as caught:
         sink.start(info)
     assert "\n" not in str(caught.value)
@@ -245,7 +249,7 @@ def test_wrong_uri_is_one_line(info: RunInfo) -> None:
 
 def test_read_only_folder_is_one_line(info: RunInfo, tmp_path: Path) -> None:
     sink = MLflowSink("sqlite:////proc/mlflow.db")  # read-only also for root, who may write everywhere else
-    sink.bind()
+    sink.note_script_run()
     for _ in range(2):
         with pytest.raises(ConnectionError, match=r"/proc/mlflow\.db") as caught:
             sink.start(info)
@@ -255,7 +259,7 @@ def test_read_only_folder_is_one_line(info: RunInfo, tmp_path: Path) -> None:
 def test_folder_that_is_none_is_one_line(info: RunInfo, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     sink = MLflowSink(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
-    sink.bind()
+    sink.note_script_run()
     for _ in range(2):
         with pytest.raises(ConnectionError, match=r"file/mlflow\.db") as caught:
             sink.start(info)
@@ -285,7 +289,7 @@ def test_failures_are_made_good_without_doubling(
 
     monkeypatch.setattr(module, "_METRICS_PER_CALL", 50)
     sink = MLflowSink(store)
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     real, calls = sink._client.log_batch, 0
 
@@ -312,7 +316,7 @@ def test_start_is_repeated_without_a_second_run(store: str, info: RunInfo, monke
     from mlflow import MlflowClient
 
     sink = MLflowSink(store)
-    sink.bind()
+    sink.note_script_run()
     sink._open_client()
     real = sink._client.create_run
 
@@ -325,13 +329,13 @@ def test_start_is_repeated_without_a_second_run(store: str, info: RunInfo, monke
         sink.start(info)
     sink.start(info)
     sink.start(info)
-    runs = MlflowClient(tracking_uri=store).search_runs([sink.where()["experiment_id"]])
-    assert [run.info.run_id for run in runs] == [sink.where()["run_id"]]
+    runs = MlflowClient(tracking_uri=store).search_runs([sink.destination()["experiment_id"]])
+    assert [run.info.run_id for run in runs] == [sink.destination()["run_id"]]
 
 
 def test_more_than_a_call_takes_and_what_is_not_finite(store: str, info: RunInfo) -> None:
     sink = MLflowSink(store, view=False)
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     points = [Point("angle/a", float(step), step, 1e9 + step) for step in range(1, 2501)]
     broken = [Point("angle/a", value, 3000 + i, 1e9) for i, value in enumerate((math.nan, math.inf, -math.inf))]
@@ -359,21 +363,20 @@ def test_summary_is_a_table_once(store: str, info: RunInfo, samples: list[Sample
 def test_a_view_that_fails_is_a_warning_and_metrics_go_on(
     store: str, info: RunInfo, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from smdtrack.notices import SmdtrackWarning
 
     sink = MLflowSink(store)
-    sink.bind()
+    sink.note_script_run()
     sink._open_client()
 
     def refuse(*_: Any) -> None:
         raise OSError("tags are off\nhere")
 
     monkeypatch.setattr(sink._client, "set_experiment_tag", refuse)
-    with pytest.warns(SmdtrackWarning, match="the saved MLflow view could not be written.*: tags are off$"):
+    with collected_notices(match="the saved MLflow view could not be written.*: tags are off$"):
         sink.start(info)
     sink.write(make_points(info, samples))
     assert_complete(sink, info, samples)
-    assert "viewStateShareKey" not in sink.hints()[-1]
+    assert "viewStateShareKey" not in sink.how_to_open()[-1]
 
 
 @pytest.mark.parametrize(
@@ -410,7 +413,7 @@ def test_accepted_keys_stay_and_no_two_become_one() -> None:
 
 def test_refused_keys_arrive(store: str, info: RunInfo) -> None:
     sink = MLflowSink(store, view=False)
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     sink.write([Point("angle/a[0]", 0.5, 1, 1e9)])
     assert history(sink, safe_key("angle/a[0]")) == [(1, 0.5)]

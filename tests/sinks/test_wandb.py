@@ -95,7 +95,7 @@ def test_offline_run_of_our_own(
     info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sink = WandbSink()
-    sink.bind()
+    sink.note_script_run()
 
     def work() -> None:
         sink.start(info)
@@ -104,10 +104,10 @@ def test_offline_run_of_our_own(
         sink.finish(info, make_summary(info, samples), "finished")
 
     on_another_thread(work)
-    where = sink.where()
+    where = sink.destination()
     folder = Path(where["folder"])
     assert folder.is_relative_to(tmp_path)
-    assert sink.hints() == (f"wandb sync {folder}",)
+    assert sink.how_to_open() == (f"wandb sync {folder}",)
     assert capfd.readouterr() == ("", "")
 
     read = records(folder)
@@ -144,10 +144,10 @@ def test_offline_run_of_our_own(
 def test_failed_status_and_project(info: RunInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "from the environment")
     sink = WandbSink()
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     sink.finish(info, None, "failed")
-    read = records(Path(sink.where()["folder"]))
+    read = records(Path(sink.destination()["folder"]))
     assert next(record["run"] for record in read if record["type"] == "run")["project"] == "from the environment"
     assert next(record["exit"] for record in read if record["type"] == "exit")["exit_code"] == 1
 
@@ -158,7 +158,7 @@ def test_attaches_to_the_scripts_run(
 ) -> None:
     sink = WandbSink(attach_only=True)
     run = None if late else scripts_run(wandb, tmp_path)
-    sink.bind()
+    sink.note_script_run()
     on_another_thread(lambda: sink.start(info))
     points = make_points(info, samples)
     half = next(index for index, point in enumerate(points) if point.step == samples[10].step)
@@ -175,7 +175,7 @@ def test_attaches_to_the_scripts_run(
     read = records(folder)
     assert_complete(read, info, samples)
     assert rows(read, "loss") == [1.0, 0.5, 0.25]
-    assert sink.where()["run_id"] == run.id
+    assert sink.destination()["run_id"] == run.id
     config = [record["run"]["config"] for record in read if record["type"] == "run"]
     config += [record["config"] for record in read if record["type"] == "config"]
     assert "smdtrack" in json.dumps(config)
@@ -183,12 +183,12 @@ def test_attaches_to_the_scripts_run(
 
 def test_stays_dormant_without_a_run(info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path) -> None:
     sink = WandbSink(attach_only=True)
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     sink.write(make_points(info, samples))
     sink.finish(info, make_summary(info, samples), "finished")
-    assert sink.where() == {}
-    assert sink.hints() == ()
+    assert sink.destination() == {}
+    assert sink.how_to_open() == ()
     assert not list(tmp_path.glob("wandb/*run*"))
 
 
@@ -199,7 +199,7 @@ def test_the_script_loses_no_row(
     """Whatever way the script counts its steps, all of its rows and all of ours arrive."""
     run = scripts_run(wandb, tmp_path)
     sink = WandbSink(attach_only=True)
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     points = make_points(info, samples)
     steps = [sample.step for sample in samples]
@@ -234,7 +234,7 @@ def test_failures_are_made_good_without_doubling(
     info: RunInfo, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = WandbSink()
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     real, calls = sink._run.log, 0
 
@@ -251,7 +251,7 @@ def test_failures_are_made_good_without_doubling(
             sink.write(make_points(info, samples))
     sink.write(make_points(info, samples))
     sink.finish(info, None, "finished")
-    assert_complete(records(Path(sink.where()["folder"])), info, samples)
+    assert_complete(records(Path(sink.destination()["folder"])), info, samples)
 
 
 def test_a_run_that_the_script_ended_is_one_line(
@@ -259,7 +259,7 @@ def test_a_run_that_the_script_ended_is_one_line(
 ) -> None:
     run = scripts_run(wandb, tmp_path)
     sink = WandbSink(attach_only=True)
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     run.log({"loss": 1.0})
     run.finish()
@@ -272,7 +272,7 @@ def test_waiting_points_are_bounded(info: RunInfo, samples: list[Sample], monkey
 
     monkeypatch.setattr(module, "MAX_HELD_POINTS", 100)
     sink = WandbSink(attach_only=True)
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     sink.write(make_points(info, samples))
     assert sum(map(len, sink._rows.values())) <= 100

@@ -4,14 +4,15 @@ import time
 import numpy as np
 import pytest
 
-from smdtrack import SmdtrackWarning
 from smdtrack.record import read_run
 from smdtrack.record.run import Point
+from smdtrack.sinks import sink_delivery
 from smdtrack.sinks import writer as writer_module
 from smdtrack.sinks.memory import MemorySink
 from smdtrack.sinks.thinning import ReferenceThinner
 from smdtrack.sinks.writer import Writer
 from tests.record.runs import run_info, sample
+from tests.said import collected_notices
 
 
 class FailingSink(MemorySink):
@@ -28,8 +29,8 @@ class FailingSink(MemorySink):
             self.times -= 1
             raise ConnectionError("the server\nis away")
 
-    def bind(self):
-        self._maybe_fail("bind")
+    def note_script_run(self):
+        self._maybe_fail("note_script_run")
 
     def start(self, info):
         self._maybe_fail("start")
@@ -44,8 +45,8 @@ class FailingSink(MemorySink):
         super().finish(info, summary, status)
 
 
-def written(folder, sinks, samples=20, assemble=lambda item: item):
-    writer = Writer(run_info(folder), sinks, assemble)
+def written(folder, sinks, samples=20, build=lambda item: item):
+    writer = Writer(run_info(folder), sinks, build)
     for step in range(1, samples + 1):
         writer.submit(sample(step, angle=(0.01 * step, 0.02 * step), norm=(1.0, 1.0), memory=(1.0, 1.0)))
     writer.close("finished")
@@ -58,7 +59,7 @@ def test_every_sample_reaches_record_and_sinks_in_order(tmp_path):
     assert read_run(tmp_path).steps.tolist() == list(range(1, 21))
     assert [step for step, _ in sink.series("angle/conv1")] == list(range(1, 21))
     assert dict(sink.series("angle/layer1.conv"))[20] == pytest.approx(0.4)
-    assert not any(point.key.startswith("memory") for point in sink.points), "kept in the local record only"
+    assert not any(point.key.startswith("line_memory") for point in sink.points), "kept in the local record only"
     assert sink.status == "finished"
     assert writer.summary is not None
     assert read_run(tmp_path).status == "finished"
@@ -66,11 +67,11 @@ def test_every_sample_reaches_record_and_sinks_in_order(tmp_path):
 
 @pytest.mark.parametrize("method", ["start", "write"])
 def test_a_sink_that_fails_is_said_once_and_gets_everything_when_it_recovers(tmp_path, method, monkeypatch):
-    monkeypatch.setattr(writer_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sink_delivery, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(writer_module, "FLUSH_SECONDS", 0.05)
     failing, healthy = FailingSink(method, 3), MemorySink()
     writer = Writer(run_info(tmp_path), [failing, healthy], lambda item: item)
-    with pytest.warns(SmdtrackWarning, match="failing: the server is away; training and the local record go") as seen:
+    with collected_notices(match="failing: the server is away; training and the local record go") as seen:
         for step in range(1, 31):
             writer.submit(sample(step, angle=(0.1, 0.2), norm=(1.0, 1.0)))
             time.sleep(0.02)
@@ -82,28 +83,28 @@ def test_a_sink_that_fails_is_said_once_and_gets_everything_when_it_recovers(tmp
 
 def test_a_sink_that_stays_away_costs_nothing_but_itself_and_the_loss_is_counted(tmp_path):
     failing, healthy = FailingSink("write", 10**9), MemorySink()
-    with pytest.warns(SmdtrackWarning) as seen:
+    with collected_notices() as seen:
         written(tmp_path, [failing, healthy])
-    messages = [str(warning.message) for warning in seen]
-    assert any("did not get 82 points; all samples are in" in message for message in messages), messages
+    messages = list(seen)
+    assert any("did not get 122 points; all samples are in" in message for message in messages), messages
     assert len(healthy.series("norm/conv1")) == 20
     assert len(read_run(tmp_path).steps) == 20
 
 
-def test_a_sink_that_cannot_bind_is_left_out(tmp_path):
-    with pytest.warns(SmdtrackWarning, match="failing is left out"):
-        written(tmp_path, [FailingSink("bind", 1)])
+def test_a_sink_that_cannot_note_the_script_s_run_is_left_out(tmp_path):
+    with collected_notices(match="failing is left out"):
+        written(tmp_path, [FailingSink("note_script_run", 1)])
     assert len(read_run(tmp_path).steps) == 20
 
 
-def test_samples_that_cannot_be_assembled_are_left_out_with_one_warning(tmp_path):
-    def assemble(item):
+def test_samples_that_cannot_be_built_are_left_out_with_one_notice(tmp_path):
+    def build(item):
         if item.step % 2:
             raise ZeroDivisionError("odd")
         return item
 
-    with pytest.warns(SmdtrackWarning, match=r"could not be put together \(odd\)") as seen:
-        written(tmp_path, [], assemble=assemble)
+    with collected_notices(match=r"could not be computed \(odd\)") as seen:
+        written(tmp_path, [], build=build)
     assert len(seen) == 1
     assert read_run(tmp_path).steps.tolist() == list(range(2, 21, 2))
 
@@ -115,7 +116,7 @@ def test_a_local_record_that_breaks_leaves_the_trackers_going(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("smdtrack.record.store.LocalStore.append", full)
-    with pytest.warns(SmdtrackWarning, match="No space left on device"):
+    with collected_notices(match="No space left on device"):
         written(tmp_path, [sink])
     assert len(sink.series("angle/conv1")) == 20
 
@@ -124,15 +125,15 @@ def test_submit_never_waits_and_counts_what_it_drops(tmp_path, monkeypatch):
     monkeypatch.setattr(writer_module, "CAPACITY", 5)
     gate = threading.Event()
 
-    def assemble(item):
+    def build(item):
         gate.wait(10)
         return item
 
-    writer = Writer(run_info(tmp_path), [], assemble)
+    writer = Writer(run_info(tmp_path), [], build)
     for step in range(1, 21):
         writer.submit(sample(step, angle=(0.1, 0.2), norm=(1.0, 1.0)))
     gate.set()
-    with pytest.warns(SmdtrackWarning, match="1[45] samples were dropped"):
+    with collected_notices(match="1[45] samples were dropped"):
         writer.close("finished")
     assert len(read_run(tmp_path).steps) + writer.dropped == 20
 
@@ -146,7 +147,7 @@ def test_a_sink_that_hangs_is_given_up(tmp_path):
 
     writer = Writer(run_info(tmp_path), [Hanging()], lambda item: item)
     writer.submit(sample(1, angle=(0.1, 0.2), norm=(1.0, 1.0)))
-    with pytest.warns(SmdtrackWarning, match="did not answer"):
+    with collected_notices(match="did not answer"):
         writer.close("finished", timeout=1.0)
     assert read_run(tmp_path).status == "finished", "the record was closed before the sink was waited for"
 

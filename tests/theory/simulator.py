@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from smdtrack.theory import Family, identify
+from smdtrack.theory import Family, Line, identify
+from smdtrack.theory.measured_memory import measured_memory
+from tests.theory.noise import Noise, correlated, white
 
 Build = Callable[[list[torch.nn.Parameter]], Optimizer]
 
@@ -28,6 +30,8 @@ class Trace:
         gradient2: Squared effective gradient, (||g|| ||w||)^2.
         line2: Squared equilibrium line at the present state, for the sampled steps only.
         learning_rate: Of the step.
+        along: <w, d>/<w, w> of the weight before the step and its change.
+        change2: <d, d>/<w, w>.
     """
 
     angle2: list[float] = field(default_factory=list)
@@ -35,6 +39,8 @@ class Trace:
     gradient2: list[float] = field(default_factory=list)
     line2: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
+    along: list[float] = field(default_factory=list)
+    change2: list[float] = field(default_factory=list)
 
     @property
     def angle(self) -> float:
@@ -46,6 +52,11 @@ class Trace:
         """RMS of the sampled equilibrium lines."""
         sampled = [value for value in self.line2 if not math.isnan(value)]
         return math.sqrt(sum(sampled) / len(sampled)) if sampled else math.nan
+
+    def memory(self, line: Line) -> float:
+        """R of the updates as measured over the whole trace."""
+        along, change2 = (sum(values) / len(values) for values in (self.along, self.change2))
+        return measured_memory(1.0, along, change2, line.decay_rate or 0.0, line.coupled)
 
     @property
     def drift(self) -> float:
@@ -61,7 +72,8 @@ class Simulation:
         shape: Of the weight.
         norm: Of the weight at the start.
         effective_gradient: C, the RMS of ||g|| ||w||.
-        correlation: Between the gradients of successive steps (AR(1)).
+        correlation: Between the gradients of successive steps (AR(1)); of no effect if `noise` is given.
+        noise: Of the gradients; white by default.
         seed: Of the random numbers.
     """
 
@@ -73,6 +85,7 @@ class Simulation:
         norm: float = 1.0,
         effective_gradient: float = 1.0,
         correlation: float = 0.0,
+        noise: Noise | None = None,
         seed: int = 0,
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -81,8 +94,7 @@ class Simulation:
         self.optimizer = build([self.weight])
         self.family: Family = identify(self.optimizer)
         self.scale = effective_gradient / math.sqrt(direction.numel())
-        self.correlation = correlation
-        self.noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        self.noise = (noise or (correlated(correlation) if correlation else white))(self.generator, shape)
         self.second_order = bool(getattr(self.optimizer, "is_second_order", False))
 
     @property
@@ -117,6 +129,9 @@ class Simulation:
             before = self.weight.detach().clone()
             trace.gradient2.append(float(self.weight.grad.detach().square().sum() * before.square().sum()))
             self.optimizer.step()
+            change = self.weight.detach() - before
+            trace.along.append(float((before * change).sum() / before.square().sum()))
+            trace.change2.append(float(change.square().sum() / before.square().sum()))
             trace.angle2.append(angle_between(before, self.weight.detach()) ** 2)
             trace.norm2.append(float(before.square().sum()))
             trace.learning_rate.append(float(self.group["lr"]))
@@ -126,18 +141,14 @@ class Simulation:
         return trace
 
     def _gradient(self) -> None:
-        fresh = torch.randn(self.noise.shape, generator=self.generator, dtype=torch.float64)
-        if self.correlation:
-            self.noise = self.correlation * self.noise + math.sqrt(1 - self.correlation**2) * fresh
-        else:
-            self.noise = fresh
+        noise = next(self.noise)
         if self.second_order:
-            loss = self.scale * (self.noise * self.weight).sum() / self.weight.norm()
+            loss = self.scale * (noise * self.weight).sum() / self.weight.norm()
             self.weight.grad = torch.autograd.grad(loss, self.weight, create_graph=True)[0]
             return
         weight = self.weight.detach()
         norm2 = weight.square().sum()
-        tangent = self.noise - weight * ((self.noise * weight).sum() / norm2)
+        tangent = noise - weight * ((noise * weight).sum() / norm2)
         self.weight.grad = tangent * (self.scale / norm2.sqrt())
 
 

@@ -37,7 +37,7 @@ def test_timm_sgd_is_nesterov_and_off_the_papers_line_by_16_percent():
 def test_adam_and_adamw_are_told_apart_by_flag_not_name():
     decoupled = only_line(torch.optim.Adam([weight()], weight_decay=0.1, decoupled_weight_decay=True))
     assert decoupled.optimizer == "AdamW"
-    assert decoupled.angular_update == pytest.approx(math.sqrt(2e-4 / 19))
+    assert decoupled.angular_update == pytest.approx(math.sqrt(2e-4 / 19), rel=1e-4)
     coupled = only_line(torch.optim.Adam([weight()], weight_decay=0.1))
     assert coupled.kind == "from state"
     assert coupled.angular_update is None
@@ -58,7 +58,7 @@ def test_without_decay_there_is_no_equilibrium_but_a_drift_corrected_line():
     assert line.angular_update == 0.0
     assert line.time_constant is None
     assert line.equilibrium_norm(1.0, 0.1) is None
-    assert line.drift_corrected(1e-3) == pytest.approx(math.sqrt(1e-3 / 19))
+    assert line.drift_corrected(1e-3) == pytest.approx(math.sqrt(1e-3 / 19), rel=1e-5)
     assert "weight decay is 0" in line.reason
 
 
@@ -134,7 +134,7 @@ def test_a_learning_rate_in_a_tensor_is_followed():
     first = family.line(optimizer.param_groups[0], (16, 16))
     rate.mul_(0.25)
     second = family.line(optimizer.param_groups[0], (16, 16))
-    assert second.angular_update == pytest.approx(first.angular_update / 2, rel=1e-6)
+    assert second.angular_update == pytest.approx(first.angular_update / 2, rel=1e-5)
 
 
 def test_lines_are_kept_while_the_hyper_parameters_stand_still():

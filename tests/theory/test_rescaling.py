@@ -82,3 +82,58 @@ def test_an_optimizer_whose_state_does_not_scale_is_refused():
     optimizer = create_optimizer_v2([torch.nn.Parameter(torch.ones(2, 2))], "madgrad", lr=0.1)
     with pytest.raises(SmdtrackError, match="MADGRAD"):
         rescale_weight_norms(optimizer, 0.5)
+
+
+class Clipped(Simulation):
+    """Gradients that are clipped to the same norm at every step."""
+
+    def _gradient(self):
+        super()._gradient()
+        self.weight.grad.mul_(self.scale / self.weight.grad.norm())
+
+
+def clipped_at_equilibrium():
+    """Returns the simulation, settled, with the line for clipped gradients."""
+    simulation = Clipped(lambda weights: torch.optim.SGD(weights, lr=0.5, momentum=0.9, weight_decay=1e-3))
+    line = simulation.line().with_constant_gradient_norm()
+    # |u| = lr S^(1/2) |g| is fixed, and ||w||^2 = |u|^2 R/(2 gamma).
+    updates = line.updates
+    length = line.step_size * math.sqrt(updates.energy) * simulation.scale
+    simulation.rescale(length * math.sqrt(line.memory / (2 * line.decay_rate)))
+    simulation.run(400, sample=0)
+    return simulation, line
+
+
+def test_clipped_gradients_keep_the_angle_and_change_the_norms_exponent():
+    simulation, line = clipped_at_equilibrium()
+    trace = simulation.run(1500, sample=0)
+    assert trace.angle == pytest.approx(line.angular_update, rel=0.01)
+    assert line.time_constant == pytest.approx(2 * simulation.line().time_constant)
+    norm = math.sqrt(sum(trace.norm2) / len(trace.norm2))
+    simulation.rescale(1.3)
+    off = simulation.run(150, sample=0)
+    found = line.equilibrium_norm(math.sqrt(sum(off.norm2[50:]) / 100), math.sqrt(sum(off.angle2[50:]) / 100))
+    assert found == pytest.approx(norm, rel=0.03)
+
+
+@pytest.mark.slow
+def test_the_norm_under_clipped_gradients_relaxes_with_the_longer_time_constant():
+    simulation, line = clipped_at_equilibrium()
+    trace = simulation.run(1000, sample=0)
+    equilibrium = sum(trace.norm2) / len(trace.norm2)
+    simulation.rescale(2.0)
+    trace = simulation.run(round(line.time_constant) + 1, sample=0)
+    assert (trace.norm2[-1] - equilibrium) / (trace.norm2[0] - equilibrium) == pytest.approx(math.exp(-1), rel=0.06)
+
+
+def test_a_drop_under_clipped_gradients_is_rescaled_by_its_root():
+    simulation, line = clipped_at_equilibrium()
+    simulation.group["lr"] /= 10
+    new = simulation.line()
+    factor = rescale_factor(line, 10)
+    assert factor == pytest.approx(10**-0.5)
+    buffer = simulation.state["momentum_buffer"].clone()
+    assert rescale_weight_norms(simulation.optimizer, factor, [simulation.weight], clipped=True) == 1
+    assert torch.equal(simulation.state["momentum_buffer"], buffer)
+    trace = simulation.run(60, sample=0)
+    assert trace.angle == pytest.approx(new.angular_update, rel=0.02)

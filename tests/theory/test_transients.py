@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from smdtrack.theory import finite_decay
 from tests.planning.trajectory import trajectory
 from tests.theory.cases import Case
 from tests.theory.compare import build
@@ -130,3 +131,16 @@ def test_no_trajectory_without_a_line():
     line = identify(optimizer).line(optimizer.param_groups[0], (16, 16))
     with pytest.raises(ValueError, match="MADGRAD"):
         next(trajectory([line], [1.0], 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("off", "low", "high"), [(4.0, 0.93, 1.10), (0.25, 0.94, 1.05)])
+def test_lions_memory_follows_the_growing_norm(off, low, high):
+    """After 300 steps, in which its momentum fills. A memory that does not follow would be 14 % off at off = .25."""
+    simulation = Simulation(build(Case("lion", 1e-3, 0.5)), (48, 48))
+    line = simulation.line()
+    simulation.rescale(off * 1e-3 * 48 / math.sqrt(finite_decay.relative_update(line.decay_rate, line.overlap)))
+    simulation.run(300, sample=0)
+    for _ in range(6):
+        trace = simulation.run(100, sample=0)
+        assert low < trace.angle / line.drift_corrected(trace.drift) < high

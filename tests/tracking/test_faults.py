@@ -13,7 +13,10 @@ import pytest
 import torch
 
 import smdtrack
+from smdtrack.notices import notify
 from smdtrack.record import read_run
+from smdtrack.record import store as store_module
+from smdtrack.record.head import Head
 from smdtrack.record.store import LocalStore
 from smdtrack.sinks import writer as writer_module
 from smdtrack.sinks.memory import MemorySink
@@ -22,6 +25,7 @@ from smdtrack.tracking.attach.tracker import Tracker
 from smdtrack.tracking.interpret.sample_builder import SampleBuilder
 from smdtrack.tracking.measure import backends
 from smdtrack.tracking.measure.probe import Probe
+from tests.said import collected_notices
 from tests.tracking.test_tracker import sgd, tiny, train
 from tests.tracking.witness import assert_same_bits, everything, seed_everything
 
@@ -63,23 +67,23 @@ def final(watched: bool, **options: Any) -> tuple[dict[str, Any], list[str], Tra
     model = tiny()
     optimizer = sgd(model)
     tracker = None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with collected_notices() as caught:
         if watched:
             tracker = smdtrack.watch(model, optimizer, **{"every": 1, "sinks": ["local"], **options})
         train(model, optimizer, STEPS)
         if tracker is not None:
             tracker.finish()
-    said = [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
+    said = list(caught)
     return everything(model, [optimizer]), said, tracker
 
 
-def assert_one_warning_and_the_same_bits(said: str, **options: Any) -> Tracker:
+def assert_one_warning_and_the_same_bits(said: str, *more: str, **options: Any) -> Tracker:
     without, _, _ = final(watched=False)
     with_fault, messages, tracker = final(watched=True, **options)
     assert_same_bits(without, with_fault)
-    assert len(messages) == 1, messages
-    assert said in messages[0]
+    assert len(messages) == 1 + len(more), messages
+    for part, message in zip((said, *more), messages, strict=True):
+        assert part in message
     assert tracker is not None
     return tracker
 
@@ -111,7 +115,7 @@ def test_the_decay_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_assembly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SampleBuilder, "_sample", after(3, SampleBuilder._sample))
-    tracker = assert_one_warning_and_the_same_bits("a sample could not be put together")
+    tracker = assert_one_warning_and_the_same_bits("a sample could not be computed")
     assert read_run(tracker.folder).steps.tolist() == [1, 2, 3]
 
 
@@ -138,22 +142,23 @@ def test_the_writer_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_local_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStore, "append", raising)
     sink = MemorySink()
-    tracker = assert_one_warning_and_the_same_bits("the local record in", sinks=[sink])
+    tracker = assert_one_warning_and_the_same_bits(
+        "cannot be written (injected)", f"{STEPS} samples could not be written to ", sinks=[sink]
+    )
     assert len(sink.series("angle/0")) == STEPS
     assert len(read_run(tracker.folder).steps) == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_a_full_disk(self: LocalStore, schema: Any) -> None:
-        import pyarrow as pa
-
-        self._file, self._schema = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"), schema
-        self._writer = pa.ipc.new_stream(self._file, schema)
-
-    monkeypatch.setattr(LocalStore, "_open_part", on_a_full_disk)
+    monkeypatch.setattr("smdtrack.record.store.next_sample_file", lambda folder: Path("/dev/full"))
+    monkeypatch.setattr("smdtrack.record.store.FILE_MODE", "wb")
     sink = MemorySink()
-    assert_one_warning_and_the_same_bits("stopped ([Errno 28] No space left on device); trackers go on", sinks=[sink])
+    assert_one_warning_and_the_same_bits(
+        "cannot be written ([Errno 28] No space left on device); it is tried again every 10 s, and trackers go on",
+        "could not be written to",
+        sinks=[sink],
+    )
     assert len(sink.series("angle/0")) == STEPS
     assert sink.status == "finished"
 
@@ -163,18 +168,19 @@ def test_a_disk_that_fills_up_when_the_head_of_the_record_is_written(
     saves: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 0
-    original = LocalStore._save_head
+    original = store_module.write_head
 
-    def save(self: LocalStore) -> None:
+    def write(head: Head) -> None:
         nonlocal count
         count += 1
         if count > saves:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(self)
+        original(head)
 
-    monkeypatch.setattr(LocalStore, "_save_head", save)
+    monkeypatch.setattr(store_module, "write_head", write)
     sink = MemorySink()
-    assert_one_warning_and_the_same_bits("No space left on device", sinks=[sink])
+    no_space = "No space left on device"
+    assert_one_warning_and_the_same_bits(*[no_space] * (3 - saves), sinks=[sink])
     assert len(sink.series("angle/0")) == STEPS
 
 
@@ -185,14 +191,13 @@ def test_the_queue_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smdtrack.tracking.attach.recording.append_checkpoint", raising)
+    monkeypatch.setattr("smdtrack.sinks.writer.append_checkpoint", raising)
 
     def final_with_a_checkpoint(watched: bool) -> tuple[dict[str, Any], list[str]]:
         seed_everything(4)
         model = tiny()
         optimizer = sgd(model)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with collected_notices() as caught:
             tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
             train(model, optimizer, 3)
             optimizer.state_dict()
@@ -200,7 +205,7 @@ def test_a_checkpoint_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> N
             if tracker is not None:
                 tracker.finish()
                 assert read_run(tracker.folder).steps.tolist() == [1, 2, 3, 4, 5, 6]
-        return everything(model, [optimizer]), [str(warning.message) for warning in caught]
+        return everything(model, [optimizer]), list(caught)
 
     (without, _), (with_fault, messages) = final_with_a_checkpoint(False), final_with_a_checkpoint(True)
     assert_same_bits(without, with_fault)
@@ -249,7 +254,7 @@ def test_the_clients_of_real_trackers(sink: str, call: str, monkeypatch: pytest.
     wandb.teardown()
 
 
-@pytest.mark.parametrize("method", ["bind", "start", "write", "finish", "where"])
+@pytest.mark.parametrize("method", ["note_script_run", "start", "write", "finish", "destination"])
 def test_a_sink(method: str) -> None:
     good = MemorySink()
     without, _, _ = final(watched=False)
@@ -272,8 +277,7 @@ def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
         seed_everything(4)
         model = tiny()
         optimizer = Sparse(model.parameters(), lr=0.1)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with collected_notices() as caught:
             tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
             for _ in range(3):
                 torch.nn.functional.cross_entropy(model(torch.randn(8, 3, 12, 12)), torch.zeros(8).long()).backward()
@@ -282,29 +286,27 @@ def test_gradients_of_a_kind_that_cannot_be_measured() -> None:
                 optimizer.zero_grad(set_to_none=True)
             if tracker is not None:
                 tracker.finish()
-        return everything(model, [optimizer]), [str(w.message) for w in caught]
+        return everything(model, [optimizer]), list(caught)
 
     (without, _), (with_smdtrack, messages) = ending(False), ending(True)
     assert_same_bits(without, with_smdtrack)
     assert sum("measuring stopped" in message for message in messages) == 1
 
 
-@pytest.mark.parametrize("action", ["always", "error"])
-def test_a_stderr_that_is_closed(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stderr_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Probe, "begin", raising)
     stream = io.StringIO()
     stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
-    ends = []
-    for watched in (False, True):
-        seed_everything(4)
-        model = tiny()
-        optimizer = sgd(model)
-        with warnings.catch_warnings():
+    without, _, _ = final(watched=False)
+    with_fault, said, _ = final(watched=True)
+    assert_same_bits(without, with_fault)
+    assert said == ["measuring stopped at step 1 (Broken: injected); training goes on"]
+
+
+def test_a_script_s_warning_filters_do_not_touch_notices(capsys: pytest.CaptureFixture[str]) -> None:
+    for action in ("ignore", "error"):
+        with warnings.catch_warnings(), collected_notices():
             warnings.simplefilter(action)  # type: ignore[arg-type]
-            tracker = smdtrack.watch(model, optimizer, every=1, sinks=["local"]) if watched else None
-            train(model, optimizer, 3)
-            if tracker is not None:
-                tracker.finish()
-        ends.append(everything(model, [optimizer]))
-    assert_same_bits(*ends)
+            notify("something could not be done")
+        assert capsys.readouterr().err == "smdtrack: something could not be done\n"

@@ -3,7 +3,6 @@
 The reference takes the variance where smdtrack cannot: from batch norm's input, by a hook in the forward pass.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 import smdtrack
 from smdtrack.record import Run, read_run
+from tests.said import collected_notices
 
 
 class Reference:
@@ -165,23 +165,17 @@ def test_under_gradient_accumulation_most_of_the_eps_part_is_subtracted(tmp_path
         assert max(found) < 0.1 * max(reference.cosines[weight])
 
 
-def messages(caught: list[warnings.WarningMessage]) -> list[str]:
-    return [str(warning.message) for warning in caught if warning.category is smdtrack.SmdtrackWarning]
-
-
 def test_a_batch_norm_set_to_eval_mode_is_reported_and_its_weights_lose_their_lines(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small(eps=1e-5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with watched(model, optimizer, tmp_path) as tracker:
-            train(model, optimizer, 6)
-            model[1].eval()
-            train(model, optimizer, 6)
-            model[1].train()
-            train(model, optimizer, 3)
-    assert messages(caught) == [
+    with collected_notices() as caught, watched(model, optimizer, tmp_path) as tracker:
+        train(model, optimizer, 6)
+        model[1].eval()
+        train(model, optimizer, 6)
+        model[1].train()
+        train(model, optimizer, 3)
+    assert caught == [
         "no longer scale-invariant: 0: their batch norm is in eval mode, so that their scale counts; no line is drawn "
         "meanwhile"
     ]
@@ -199,13 +193,11 @@ def test_a_batch_norm_frozen_with_its_parameters_is_reported_and_the_others_are_
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
     reference = Reference(model, {"3.weight": "4"}, optimizer)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with watched(model, optimizer, tmp_path) as tracker:
-            train(model, optimizer, 4)
-            model[1].eval().requires_grad_(False)
-            train(model, optimizer, 4)
-    assert [message.partition(": their batch norm is in eval mode")[0] for message in messages(caught)] == [
+    with collected_notices() as caught, watched(model, optimizer, tmp_path) as tracker:
+        train(model, optimizer, 4)
+        model[1].eval().requires_grad_(False)
+        train(model, optimizer, 4)
+    assert [message.partition(": their batch norm is in eval mode")[0] for message in caught] == [
         "no longer scale-invariant: 0"
     ]
     run = read_run(tracker.folder)
@@ -241,12 +233,10 @@ def test_a_weight_that_the_loss_begins_to_penalise_is_reported(tmp_path: Path) -
             optimizer.step()
             optimizer.zero_grad()
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with watched(model, optimizer, tmp_path) as tracker:
-            train(model, optimizer, 15)
-            penalised(25)
-    assert messages(caught) == [
+    with collected_notices() as caught, watched(model, optimizer, tmp_path) as tracker:
+        train(model, optimizer, 15)
+        penalised(25)
+    assert caught == [
         "no longer scale-invariant: 3: their gradients are no longer orthogonal to them (smd/orthogonality_residual); "
         "the lines are off"
     ]

@@ -13,6 +13,7 @@ import smdtrack
 from smdtrack.optimizers import steps_taken
 from smdtrack.record import read_run
 from smdtrack.sinks.memory import MemorySink
+from tests.said import collected_notices
 from tests.tracking.test_tracker import sgd, tiny, train
 from tests.tracking.witness import seed_everything
 
@@ -110,16 +111,19 @@ def test_a_record_of_other_weights_is_refused() -> None:
         smdtrack.watch(model, sgd(model), sinks=["local"], resume_run="nowhere")
 
 
-def test_a_checkpoint_that_the_record_does_not_know_goes_on_after_its_last_step(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_checkpoint_that_the_record_does_not_know_goes_on_after_its_last_step() -> None:
     folder = first_part(sgd)
     (folder / "checkpoints.jsonl").write_text('torn\n{"step": 3}\n')
     model, optimizer = resumed(sgd)
-    with smdtrack.watch(model, optimizer, every=2, sinks=["local"], resume_run=folder):
+    with (
+        collected_notices() as notices,
+        smdtrack.watch(model, optimizer, every=2, sinks=["local"], resume_run=folder),
+    ):
         train(model, optimizer, 4)
     assert read_run(folder).steps.tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
-    assert "has no checkpoint with these weights" in capsys.readouterr().err
+    assert notices == [
+        f"{folder} has no checkpoint with these weights: steps are counted on from its last sample, step 12"
+    ]
 
 
 def test_asking_for_the_state_leaves_it_as_it_was() -> None:

@@ -55,7 +55,7 @@ def test_processes_with_different_rows_add_up_each_row_by_itself(monkeypatch: py
     sent: list[torch.Tensor] = []
 
     def all_reduce(table: torch.Tensor, group: object) -> None:
-        """Adds what the other process has sent: a state factor of 5 and a squared norm of 2 for weight 1."""
+        """Adds what the other process has sent: a decay pull of 5 and a squared norm of 2 for weight 1."""
         sent.append(table.clone())
         table[Row.DECAY_PULL, 1] += 5
         table[Row.WEIGHT_SQUARED, 1] += 2

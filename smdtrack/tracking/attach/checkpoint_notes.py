@@ -1,6 +1,7 @@
 """Notes in the record at which step the training saved a checkpoint."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -23,7 +24,8 @@ class CheckpointListener:
         """Listens to this optimizer instead of the one before."""
         self.stop()
         hook: Callable[[Optimizer], None] = lambda _: self._on_checkpoint()  # noqa: E731
-        self._handle = inner_optimizer(optimizer).register_state_dict_pre_hook(hook)
+        with suppress(AttributeError):  # an optimizer whose constructor did not call that of Optimizer
+            self._handle = inner_optimizer(optimizer).register_state_dict_pre_hook(hook)
 
     def stop(self) -> None:
         """Stops listening."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from smdtrack.tracking.attach.resume import TrainingState
+from smdtrack.tracking.attach.model_discovery import unwrapped
 
 
 class InputCapture:
@@ -15,21 +15,24 @@ class InputCapture:
     A module inside a compiled one gets no hook, because the hook would make torch compile it again. The compiled
     wrapper gets the hook instead.
 
+    Args:
+        candidates: The modules.
+        reason: Why the forward pass is awaited.
+
     Attributes:
-        model: The module that ran; None until then.
+        model: The module that ran, without wrappers such as DDP; None until then. It is the outermost of the
+            candidates that the training calls.
         example: Its input, in the form that `audit` takes.
-        reason: Why the input is needed.
-        state_before: The training's state before the step at which the hooks were set.
     """
 
-    def __init__(self, models: Sequence[nn.Module], reason: str, state_before: TrainingState) -> None:
+    def __init__(self, candidates: Sequence[nn.Module], reason: str) -> None:
+        self.candidates = list(candidates)
+        self.reason = reason
         self.model: nn.Module | None = None
         self.example: Any = None
-        self.reason = reason
-        self.state_before = state_before
-        inside = [model._modules["_orig_mod"] for model in models if "_orig_mod" in model._modules]
+        inside = [model._modules["_orig_mod"] for model in candidates if "_orig_mod" in model._modules]
         compiled = {id(part) for model in inside if model is not None for part in model.modules()}
-        outside = [model for model in models if id(model) not in compiled]
+        outside = [model for model in candidates if id(model) not in compiled]
         self._handles = [model.register_forward_pre_hook(self._see, with_kwargs=True) for model in outside]
 
     def remove(self) -> None:
@@ -42,9 +45,10 @@ class InputCapture:
         self.remove()
         if self.model is not None:
             return
-        self.model, self.example = module, args
+        self.model, self.example = unwrapped(module), args
         if kwargs:
+            # A wrapper passes its arguments on: their names are those of the model inside.
             try:
-                self.example = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+                self.example = dict(inspect.signature(self.model.forward).bind(*args, **kwargs).arguments)
             except TypeError:
                 self.example = kwargs

@@ -1,5 +1,6 @@
 """The options of a tracker: what is sampled and where the samples go."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ class Options:
 
     def __post_init__(self) -> None:
         self.schedule()
-        for option in ("include", "exclude", "lags"):
+        for option in ("include", "exclude", "lags", "sinks"):
             if isinstance(getattr(self, option), str):
                 raise SmdtrackError(f"{option}={getattr(self, option)!r}: a list is needed, not one string")
         for lag in self.lags:
@@ -42,11 +43,25 @@ class Options:
                     f"lags: {lag!r} is not a lag; whole numbers of optimizer steps are needed, 2 or more"
                 )
         check_sink_names(self.sinks or ())
+        for sink in self.sinks or ():
+            if not isinstance(sink, str) and not all(hasattr(sink, method) for method in ("start", "write", "finish")):
+                raise SmdtrackError(f"sinks: <{type(sink).__name__}> is not a sink: it lacks methods of smdtrack.Sink")
+        if self.name is not None and (not isinstance(self.name, str) or Path(self.name).name != self.name):
+            raise SmdtrackError(f"name={self.name!r}: a name without {os.sep!r} is needed, for the record's folder")
+        for key, value in self.params.items():
+            if not isinstance(key, str) or not isinstance(value, (str, int, float, bool, Path)):
+                raise SmdtrackError(
+                    f"params: {key!r} is a <{type(value).__name__}>; texts, numbers and booleans can be logged"
+                )
 
-    def schedule(self) -> Schedule:
-        """Returns the sampling schedule."""
+    def schedule(self, cycle: int = 1) -> Schedule:
+        """Returns the sampling schedule.
+
+        Args:
+            cycle: Number of steps after which the optimizer repeats itself.
+        """
         if isinstance(self.every, int):
-            return EverySteps(self.every, self.first_steps)
+            return EverySteps(self.every, self.first_steps, cycle)
         if not callable(self.every):
             raise SmdtrackError(f"every={self.every!r}: a whole number of steps or a callable step -> bool is needed")
         return self.every

@@ -1,38 +1,25 @@
 """A tracker's record: its folder, the thread that writes it, and the summary made from it."""
 
-import threading
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from smdtrack.record.checkpoints import append_checkpoint
 from smdtrack.record.reader import read_run
-from smdtrack.record.run import Run, RunInfo, Sample
+from smdtrack.record.run import RunInfo
 from smdtrack.record.summary import Summary, summarize
 from smdtrack.sinks.protocol import Sink
-from smdtrack.sinks.writer import FLUSH_SAMPLES, Writer
+from smdtrack.sinks.writer import Writer
 from smdtrack.tracking.attach.resume import StartingPoint
 from smdtrack.tracking.interpret.sample_builder import SampleBuilder
 from smdtrack.tracking.interpret.step_values import step_values
 from smdtrack.tracking.measure.measurement import Measurement
 from smdtrack.tracking.measure.table import Reading
 
-#: Seconds that a summary in mid-run waits for the writer's thread to build the samples that were submitted before.
+#: Seconds that a summary in mid-run waits for the writer's thread to write the samples that were submitted before.
 _WAIT_FOR_SAMPLES = 10.0
+#: Seconds that the end of a training waits for the trackers.
+LONGEST_CLOSE = 120.0
 _NOTHING_SAMPLED = "no step was sampled: the training took fewer optimizer steps than lie between two samples"
-
-
-@dataclass(frozen=True)
-class _CheckpointReading:
-    """The step of a checkpoint, and a reading whose one row is the squared norms of the named weights."""
-
-    step: int
-    names: Sequence[str]
-    reading: Reading
 
 
 class Recording:
@@ -47,9 +34,6 @@ class Recording:
         self._info = info
         self._sinks = sinks
         self._writer: Writer | None = None
-        self._builder = SampleBuilder(info.weights)
-        # The samples that the writer may not yet have written to the record.
-        self._latest: deque[Sample] = deque(maxlen=FLUSH_SAMPLES + 1)
 
     @property
     def info(self) -> RunInfo:
@@ -76,7 +60,7 @@ class Recording:
     def open(self) -> None:
         """Starts the writer's thread if it does not run yet."""
         if self._writer is None:
-            self._writer = Writer(self._info, self._sinks, self._build)
+            self._writer = Writer(self._info, self._sinks, SampleBuilder(self._info.weights))
 
     def submit(self, measurement: Measurement) -> None:
         """Hands one sampled step to the writer's thread."""
@@ -92,70 +76,31 @@ class Recording:
         """
         self.open()
         if self._writer is not None:
-            self._writer.submit(_CheckpointReading(step, [weight.name for weight in self._info.weights], reading))
+            names = [weight.name for weight in self._info.weights]
+            self._writer.submit_checkpoint(step, names, lambda: step_values(reading).weight_squared.tolist())
 
     def summary(self) -> Summary:
         """Returns measured against predicted per weight so far; of an ended run its final summary."""
         if self._writer is None:
             return Summary.empty(_NOTHING_SAMPLED)
-        if self._writer.summary is None:
-            built = threading.Event()
-            self._writer.submit(built)
-            built.wait(_WAIT_FOR_SAMPLES)
-        return self._writer.summary or summarize(self._run_so_far()) or Summary.empty(_NOTHING_SAMPLED)
+        self._writer.flush(_WAIT_FOR_SAMPLES)
+        return self._writer.summary or summarize(read_run(self.folder)) or Summary.empty(_NOTHING_SAMPLED)
 
     def hints(self) -> list[str]:
         """Returns the commands and addresses that show the run in its trackers."""
-        return self._writer.hints() if self._writer is not None else []
+        return self._writer.how_to_open() if self._writer is not None else []
 
-    def close(self, status: str) -> None:
+    @property
+    def closing(self) -> bool:
+        """Whether the writer's thread writes what is left, or has ended."""
+        return self._writer is not None and self._writer.closing
+
+    def close_after(self, seconds: float | None) -> None:
+        """Lets the writer's thread end by itself after some seconds; None cancels that. Takes no lock."""
+        if self._writer is not None:
+            self._writer.close_after(seconds)
+
+    def close(self, status: str, timeout: float = LONGEST_CLOSE) -> None:
         """Writes what is left, the summary and the status, and ends the writer's thread."""
         if self._writer is not None:
-            self._writer.close(status)
-
-    def _build(self, item: Any) -> Sample | None:
-        """Makes a sample of a measurement, on the writer's thread; None for an item that is not one."""
-        if isinstance(item, threading.Event):
-            item.set()
-            return None
-        if isinstance(item, _CheckpointReading):
-            squared_norms = step_values(item.reading).weight_squared.tolist()
-            append_checkpoint(self.folder, item.step, dict(zip(item.names, squared_norms, strict=True)))
-            return None
-        sample = self._builder(item)
-        if sample is not None:
-            self._latest.append(sample)
-        return sample
-
-    def _run_so_far(self) -> Run:
-        """Returns the record with the samples that are not in it yet."""
-        run = read_run(self.folder)
-        last = int(run.steps[-1]) if len(run.steps) else 0
-        new = [sample for sample in tuple(self._latest) if sample.step > last]
-        if not new:
-            return run
-        width = len(self._info.weights)
-        families = {*run.values, *(family for sample in new for family in sample.values)}
-        overview = {*run.overview, *(key for sample in new for key in sample.overview)}
-        absent = np.full(width, np.nan)
-        return replace(
-            run,
-            steps=np.append(run.steps, [sample.step for sample in new]),
-            times=np.append(run.times, [sample.time for sample in new]),
-            values={
-                family: np.vstack(
-                    [
-                        run.values.get(family, np.full((len(run.steps), width), np.nan)),
-                        *(sample.values.get(family, absent) for sample in new),
-                    ]
-                )
-                for family in families
-            },
-            overview={
-                key: np.append(
-                    run.overview.get(key, np.full(len(run.steps), np.nan)),
-                    [sample.overview.get(key, np.nan) for sample in new],
-                )
-                for key in overview
-            },
-        )
+            self._writer.close(status, timeout)

@@ -21,7 +21,13 @@ from smdtrack.notices import notify
 
 
 class StepListener(Protocol):
-    """Is called before and after each outermost optimizer step; must not raise."""
+    """Is called before and after each outermost optimizer step; must not raise.
+
+    Attributes:
+        ended: Whether it need not be called any more.
+    """
+
+    ended: bool
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Called before the update; gradients are accumulated, reduced, unscaled (unless fused) and clipped."""
@@ -56,7 +62,7 @@ class _StepHooks:
         self._local = threading.local()
 
     def add(self, listener: StepListener) -> None:
-        self._listeners = [*self._listeners, listener]
+        self._listeners = [*(other for other in self._listeners if not other.ended), listener]
         if not self._handles:
             self._has_warned_of_one_graph = False
             self._handles = [

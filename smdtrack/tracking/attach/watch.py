@@ -1,9 +1,9 @@
 """`watch`: tracking in one's own loop."""
 
 import atexit
+import builtins
 import os
 import sys
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,22 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from smdtrack.notices import SmdtrackError
+from smdtrack.optimizers import parameters_of
 from smdtrack.record.store import DEFAULT_FOLDER
 from smdtrack.sinks.protocol import Sink
 from smdtrack.theory import declare_invariant
+from smdtrack.tracking.attach.audit_progress import progress_of_audit
 from smdtrack.tracking.attach.options import Options
 from smdtrack.tracking.attach.process_rank import rank
 from smdtrack.tracking.attach.resume import TrainingState
 from smdtrack.tracking.attach.sampling_schedule import Schedule
 from smdtrack.tracking.attach.sharded_audit import is_sharded
-from smdtrack.tracking.attach.tracker import Tracker
+from smdtrack.tracking.attach.tracker import Tracker, status_after
 from smdtrack.tracking.attach.weight_selection import Selection, select_weights
 
-# Weak, so that an ended tracker, which refers to the weights, is freed when its user drops it.
-_trackers: weakref.WeakSet[Tracker] = weakref.WeakSet()
+# The trackers that have not been finished. They refer to weights and optimizers weakly.
+_trackers: list[Tracker] = []
 
 
 def watch(
@@ -75,36 +78,81 @@ def watch(
         SmdtrackError: If an argument is wrong, a glob matches no weight, the model cannot be audited, or the folder
             cannot be written.
     """
-    known = next((tracker for tracker in _open_trackers() if tracker.optimizer is optimizer), None)
+    _check_pair(model, optimizer)
+    known = next((tracker for tracker in _open_trackers() if tracker.measures(optimizer)), None)
     if known is not None:
         return known
     options = Options(every, first_steps, include, exclude, lags, sinks, folder, name, params or {}, resume_run)
-    return start(model, optimizer, options, example_input)
+    return start(optimizer, select(model, optimizer, options, example_input), options)
+
+
+def select(
+    model: nn.Module, optimizer: Optimizer, options: Options, example_input: Any = None, *, leave_to_others: bool = True
+) -> Selection:
+    """Audits the model and selects the weights to track; selects none in a process that does not measure.
+
+    Raises:
+        SmdtrackError: If the model cannot be audited, or a glob matches no weight.
+    """
+    if rank() != 0 and not is_sharded(model):
+        return Selection.empty(model)
+    with progress_of_audit(type(model).__name__):
+        return select_weights(
+            model, optimizer, options.include, options.exclude, example_input, leave_to_others=leave_to_others
+        )
 
 
 def start(
-    model: nn.Module,
     optimizer: Optimizer,
+    selection: Selection,
     options: Options,
-    example_input: Any = None,
     earlier_state: TrainingState | None = None,
+    *,
+    others: Sequence[Optimizer] = (),
+    steps_before: int | None = None,
 ) -> Tracker:
-    """Audits the model and makes the tracker, with options that are already checked.
+    """Makes a tracker.
 
     Args:
+        optimizer: That trains the weights.
+        selection: The weights.
+        options: Of the tracker.
         earlier_state: The training's state before its last step, if the tracker could be made only after that step.
+        others: Other optimizers that may train weights of the selection.
+        steps_before: Steps that the training took before, if that is known.
     """
-    if rank() == 0 or is_sharded(model):
-        selection = select_weights(model, optimizer, options.include, options.exclude, example_input)
-    else:
-        selection = Selection.empty(model)
-    declare_invariant(optimizer, selection.parameters)
-    tracker = Tracker(optimizer, selection, options, earlier_state)
+    declare_invariant(optimizer, list(selection.parameters))
+    tracker = Tracker(
+        optimizer, selection, options, others=others, earlier_state=earlier_state, steps_before=steps_before
+    )
     # Register again: atexit runs in reverse order, and MLflow's and W&B's handlers must run after this one.
     atexit.unregister(_finish_all)
     atexit.register(_finish_all)
-    _trackers.add(tracker)
+    _trackers[:] = [*_open_trackers(), tracker]
     return tracker
+
+
+def _check_pair(model: Any, optimizer: Any) -> None:
+    if not isinstance(model, nn.Module):
+        swapped = ": model and optimizer are swapped" if isinstance(model, Optimizer) else ""
+        raise SmdtrackError(f"model={_shown(model)} is not a torch.nn.Module{swapped}")
+    if not isinstance(optimizer, Optimizer):
+        raise SmdtrackError(f"optimizer={_shown(optimizer)} is not a torch.optim.Optimizer{_inner_hint(optimizer)}")
+    held = {id(parameter) for parameter in parameters_of(optimizer)}
+    if not any(id(parameter) in held for parameter in model.parameters()):
+        raise SmdtrackError(f"the optimizer holds no parameter of {type(model).__name__}: is it another model's?")
+
+
+def _shown(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, (str, int, float)) else f"<{type(value).__name__}>"
+
+
+def _inner_hint(wrapper: object) -> str:
+    """Returns what to pass instead of a wrapper that is no optimizer itself but holds one."""
+    for name in ("optimizer", "base_optimizer", "_optimizer"):
+        if isinstance(getattr(wrapper, name, None), Optimizer):
+            return f": pass the optimizer inside it, its attribute {name!r}"
+    return ""
 
 
 def _open_trackers() -> list[Tracker]:
@@ -112,8 +160,9 @@ def _open_trackers() -> list[Tracker]:
 
 
 def _abandon_all() -> None:
-    for tracker in _open_trackers():
+    for tracker in _trackers:
         tracker.abandon()
+    _trackers.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -122,7 +171,16 @@ if hasattr(os, "register_at_fork"):
 
 def _finish_all() -> None:
     """Ends the trackers that the script did not end, when the interpreter exits."""
-    failure = getattr(sys, "last_type", None)
-    interrupted = failure is not None and issubclass(failure, KeyboardInterrupt)
-    for tracker in _open_trackers():
-        tracker.finish("interrupted" if interrupted else "failed" if failure else "finished")
+    for tracker in _trackers:
+        tracker.finish(_status_at_exit())
+    _trackers.clear()
+
+
+def _status_at_exit() -> str:
+    """Returns the status of a run whose script did not end it.
+
+    An exception that ends a script is in `sys.last_value`. In a notebook or an interactive session the exception of an
+    earlier cell is there too, and says nothing about the training.
+    """
+    interactive = hasattr(sys, "ps1") or "get_ipython" in vars(builtins)
+    return status_after(None if interactive else getattr(sys, "last_value", None))

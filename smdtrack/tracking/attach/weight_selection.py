@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -10,18 +10,14 @@ from torch.optim import Optimizer
 
 from smdtrack.invariance import Audit, audit
 from smdtrack.names import canonical_name, selected, short_weight_name, unmatched_globs
-from smdtrack.notices import SmdtrackError
+from smdtrack.notices import WrongOptionError
 from smdtrack.optimizers import parameters_of
-from smdtrack.tracking.attach.model_discovery import held_by_others
+from smdtrack.tracking.attach.model_discovery import held_by_others, other_optimizers
 from smdtrack.tracking.attach.sharded_audit import audit_sharded, is_sharded
 
 #: Largest |cos| between weight and gradient that counts as orthogonal, measured by the audit with batch norm's eps
 #: removed. The smallest one observed for a weight that is not invariant was 1.5e-4.
 _ORTHOGONAL = 1e-5
-
-
-class UnmatchedGlobError(SmdtrackError):
-    """A glob matches no scale-invariant weight."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,18 @@ class Selection:
         share_of_parameters: Number of elements of the weights that the optimizer holds now, divided by the number of
             elements of all parameters of the model.
         candidates: Number of scale-invariant weights before globs were applied.
+        model: The model itself.
         norms: Per weight the one normalisation module that makes it scale-invariant, with one channel per filter; None
             if there is no such module.
     """
 
     model_name: str
     weights: tuple[SelectedWeight, ...]
-    parameters: tuple[nn.Parameter, ...]
+    parameters: Sequence[nn.Parameter]
     share_of_parameters: float
     candidates: int
-    norms: tuple[nn.Module | None, ...] = ()
+    norms: Sequence[nn.Module | None] = ()
+    model: "weakref.ref[nn.Module] | None" = None
 
     @classmethod
     def empty(cls, model: nn.Module) -> "Selection":
@@ -69,16 +67,24 @@ def select_weights(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     example_input: Any = None,
+    *,
+    leave_to_others: bool = True,
 ) -> Selection:
     """Audits a model and selects among its scale-invariant weights of two dimensions and more.
 
-    Weights that another optimizer holds are left out.
+    Args:
+        model: Whose weights are selected.
+        optimizer: That trains the model, or a part of it.
+        include: Globs of weights to select; none selects all.
+        exclude: Globs of weights to leave out.
+        example_input: For the audit.
+        leave_to_others: Whether to leave out the weights that other optimizers hold.
 
     Raises:
         SmdtrackError: If the model cannot be audited, or a glob matches no scale-invariant weight.
     """
     parameters = dict(model.named_parameters())
-    elsewhere = held_by_others(optimizer)
+    elsewhere = held_by_others(optimizer) if leave_to_others else set()
     found = []
     for weight in _audit_once(model, example_input).weights:
         parameter = parameters[weight.name]
@@ -94,9 +100,10 @@ def select_weights(
     for option, globs in (("include", include), ("exclude", exclude)):
         for glob in unmatched_globs(globs, names) if names else ():
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise UnmatchedGlobError(f"{option} {glob!r} matches no scale-invariant weight; there are {shown}")
+            raise WrongOptionError(f"{option} {glob!r} matches no scale-invariant weight; there are {shown}")
     kept = [(chosen, parameter) for chosen, parameter in found if selected(chosen.name, include, exclude)]
-    stepped = {id(parameter) for parameter in parameters_of(optimizer)}
+    others = [] if leave_to_others else other_optimizers(optimizer)
+    stepped = {id(parameter) for one in (optimizer, *others) for parameter in parameters_of(one)}
     if not any(id(parameter) in stepped for _, parameter in kept):
         kept = []
     total = sum(parameter.numel() for parameter in parameters.values())
@@ -108,6 +115,32 @@ def select_weights(
         share_of_parameters=sum(p.numel() for _, p in kept if id(p) in stepped) / max(total, 1),
         candidates=len(found),
         norms=tuple(_norm_of(chosen, modules) for chosen, _ in kept),
+        model=weakref.ref(model),
+    )
+
+
+def joined(selections: Sequence[Selection]) -> Selection:
+    """Returns the selections of several models that one optimizer trains as one.
+
+    The names begin with the model's, numbered if two models have the same one: `net1.conv1.weight`.
+    """
+    if len(selections) == 1:
+        return selections[0]
+    names = [selection.model_name for selection in selections]
+    prefixes = [
+        f"{name}{names[: index + 1].count(name)}" if names.count(name) > 1 else name for index, name in enumerate(names)
+    ]
+    return Selection(
+        model_name="+".join(prefixes),
+        weights=tuple(
+            replace(weight, name=f"{prefix}.{weight.name}", key=f"{prefix}.{weight.key}")
+            for prefix, selection in zip(prefixes, selections, strict=True)
+            for weight in selection.weights
+        ),
+        parameters=tuple(parameter for selection in selections for parameter in selection.parameters),
+        share_of_parameters=sum(selection.share_of_parameters for selection in selections) / len(selections),
+        candidates=sum(selection.candidates for selection in selections),
+        norms=tuple(norm for selection in selections for norm in selection.norms),
     )
 
 

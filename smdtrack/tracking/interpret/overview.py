@@ -15,7 +15,7 @@ _REPORTED_SMALLEST_ANGLE = 1e-4
 
 
 def ratios_overview(values: Mapping[str, Floats], rolling_angle: Floats, rolling_eq: Floats) -> dict[str, float]:
-    """Returns measured / predicted over the network, and the largest residual of the live check.
+    """Returns measured / predicted over the network, turning efficiency, and the largest residual of the live check.
 
     Args:
         values: The sample's values per family, (W,) each.
@@ -33,6 +33,10 @@ def ratios_overview(values: Mapping[str, Floats], rolling_angle: Floats, rolling
         overview["smd/pred_ratio_p50"] = float(np.median(to_drift_corrected))
     if len(rolling_ratio):
         overview["smd/in_equilibrium"] = float(np.mean(np.abs(rolling_ratio - 1) <= EQUILIBRIUM_BAND))
+    for family in values:
+        efficiency = finite(values[family]) if family.startswith("efficiency_k") else np.empty(0)
+        if len(efficiency):
+            overview[f"smd/{family}"] = float(np.median(efficiency))
     residual = finite(values["orthogonality_residual"])
     if len(residual):
         overview["smd/orthogonality_residual"] = float(residual.max())

@@ -12,8 +12,9 @@ from smdtrack.record.summary import ROLLING_SAMPLES
 from smdtrack.theory import Line
 from smdtrack.tracking.interpret.arrays import array_of, number_or_none, rms
 from smdtrack.tracking.interpret.clipping import MEANING, Clipping, find_clipping
+from smdtrack.tracking.interpret.lag_angles import LagAngles
 from smdtrack.tracking.interpret.live_check import LiveCheck, orthogonality_residual
-from smdtrack.tracking.interpret.norm_history import NormHistory
+from smdtrack.tracking.interpret.norm_balance import NormBalance
 from smdtrack.tracking.interpret.overview import clipping_overview, precision_overview, ratios_overview
 from smdtrack.tracking.interpret.step_values import StepValues, step_values
 from smdtrack.tracking.measure.measurement import Measurement
@@ -38,7 +39,8 @@ class SampleBuilder:
     def __init__(self, weights: Sequence[TrackedWeight]) -> None:
         self._weights = list(weights)
         self._sizes = np.array([float(np.prod(weight.shape)) for weight in weights])
-        self._norms = NormHistory()
+        self._balance = NormBalance(self._sizes)
+        self._lag_angles = LagAngles()
         self._last_angle_eq: Floats | None = None
         self._recent: deque[tuple[Floats, Floats]] = deque(maxlen=ROLLING_SAMPLES)
         self._recent_ratios: deque[tuple[Floats, Floats]] = deque(maxlen=_LONG_MEAN_SAMPLES)
@@ -46,6 +48,7 @@ class SampleBuilder:
         self._live_check = LiveCheck(weights, self._report)
         self._clipping: Clipping | None = None
         self._reported: set[str] = set()
+        self._has_diverged = False
 
     def __call__(self, measurement: Measurement) -> Sample | None:
         """Returns the sample, or None if the optimizer skipped the step because of an overflow."""
@@ -54,11 +57,13 @@ class SampleBuilder:
 
     def _sample(self, measurement: Measurement) -> Sample | None:
         values = step_values(measurement.reading)
-        if measurement.skipped is not None and float(measurement.skipped) != 0:
+        if any(float(skipped) != 0 for skipped in measurement.skipped):
             return None
         if not np.isfinite(values.weight_squared).any():
-            self._report("nothing could be measured in another process (its warning says why)")
-            return None
+            if measurement.sharded:
+                self._report("nothing could be measured in another process; its own notice says why")
+                return None
+            return self._diverged(measurement)
         angle, norm, gradient = values.angles(), values.norms_after(), values.effective_gradients()
         lines = self._lines(measurement, values, self._alignment(measurement, values))
         self._search_for_clipping(values)
@@ -70,24 +75,28 @@ class SampleBuilder:
             angle_eq = np.full_like(angle_eq, np.nan)
         angle_eq = np.where(np.isfinite(angle), angle_eq, np.nan)
         self._forget_means_after_a_jump(angle_eq)
-        drift = self._norms.drift(measurement.step, norm, [line.time_constant if line else None for line in lines])
-        self._norms.add(measurement.step, norm)
+        balance = self._balance.add(measurement.step, values, lines)
         self._recent.append((angle, gradient))
         self._recent_ratios.append((angle, angle_eq))
         sample_values = {
             "angle": angle,
-            "angle_pred": _drift_corrected(lines, drift),
+            "angle_pred": _drift_corrected(lines, balance.drift),
             "angle_eq": angle_eq,
             "norm": norm,
             "norm_eq": self._equilibrium_norms(lines, norm, angle_eq),
             "effective_grad": gradient,
+            "growth": balance.growth,
+            "decay": balance.decay,
+            "memory": balance.memory,
             # With a trust ratio the angle does not follow from drift and memory.
-            "memory": array_of(None if line is None or line.trust is not None else line.memory for line in lines),
+            "line_memory": array_of(
+                None if line is None or line.trust is not None else line.drift_memory for line in lines
+            ),
             "time_constant": array_of(None if line is None else line.time_constant for line in lines),
             "orthogonality_residual": residual,
         }
-        for lag, reading in measurement.lags.items():
-            sample_values[f"angle_k{lag}"] = step_values(reading).angles()
+        self._lag_angles.add(measurement.step, angle, sample_values["angle_pred"])
+        sample_values |= self._lag_angles.values(measurement.lags, lines)
         overview = ratios_overview(sample_values, *(rms(rows) for rows in zip(*self._recent_ratios, strict=True)))
         overview |= clipping_overview(self._clipping)
         overview |= self._precision_overview(angle, measurement.smallest_angles)
@@ -95,6 +104,16 @@ class SampleBuilder:
         if not_invariant.any():
             overview["smd/not_invariant"] = float(np.mean(not_invariant))
         return Sample(measurement.step, measurement.time, sample_values, overview)
+
+    def _diverged(self, measurement: Measurement) -> Sample | None:
+        """Returns a sample without values for the first step at which no weight is finite, None for later ones."""
+        message = "the training diverged: at step {} no tracked weight is finite any more"
+        if self._has_diverged:
+            return None
+        self._has_diverged = True
+        self._report(message.format(measurement.step))
+        nothing = np.full(len(self._weights), np.nan)
+        return Sample(measurement.step, measurement.time, {"angle": nothing, "norm": nothing}, {})
 
     def _lines(self, measurement: Measurement, values: StepValues, alignment: Floats) -> list[Line | None]:
         factors = None if values.decay_pull is None else values.decay_pull / np.square(values.norms_after())
@@ -106,7 +125,7 @@ class SampleBuilder:
                 lines.append(None)
             else:
                 lines.append(
-                    measurement.family.line(
+                    measurement.families[group].line(
                         groups[group], weight.shape, state_factor=factor, alignment=number_or_none(alignment[index])
                     )
                 )
@@ -141,7 +160,6 @@ class SampleBuilder:
     def _forget_means_after_a_jump(self, angle_eq: Floats) -> None:
         """Starts all running means anew after a jump of the learning rate, so that none spans two regimes."""
         if self._last_angle_eq is not None and np.any(np.abs(np.log(angle_eq / self._last_angle_eq)) > np.log(_JUMP)):
-            self._norms.keep_last()
             self._recent.clear()
             self._recent_ratios.clear()
         self._last_angle_eq = angle_eq

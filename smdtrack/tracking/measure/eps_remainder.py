@@ -6,6 +6,7 @@ sees. It follows from the running variance before and after the forward pass. So
 numbers, are copied before the forward pass of a sampled step.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from smdtrack.invariance.eps_residual import batch_variance, eps_radial_derivative
+from smdtrack.notices import SmdtrackError
 from smdtrack.tracking.measure.sharding import is_dtensor, local, shard_like
 from smdtrack.tracking.measure.table import to_device
 
@@ -55,12 +57,14 @@ class EpsRemainder:
     """
 
     def __init__(self, weights: Sequence[Tensor], norms: Sequence[nn.Module | None]) -> None:
-        self._norms: list[_BatchNorm | None] = [
+        norms_to_correct = [
             norm if isinstance(norm, _BatchNorm) and _is_correctable(weight, norm) else None
             for weight, norm in zip(weights, norms, strict=True)
         ]
+        # Weak references: tracking must not keep a training's memory.
+        self._norms = [None if norm is None else weakref.ref(norm) for norm in norms_to_correct]
         self._columns: dict[torch.device, list[int]] = {}
-        for column, (weight, norm) in enumerate(zip(weights, self._norms, strict=True)):
+        for column, (weight, norm) in enumerate(zip(weights, norms_to_correct, strict=True)):
             if norm is not None:
                 self._columns.setdefault(weight.device, []).append(column)
         self._before: dict[torch.device, _NormsBeforeForward] = {}
@@ -68,7 +72,8 @@ class EpsRemainder:
 
     def in_eval_mode(self) -> list[bool]:
         """Returns per weight whether its batch norm is in eval mode: the weight is then not scale-invariant."""
-        return [norm is not None and not norm.training for norm in self._norms]
+        norms = (reference() if reference is not None else None for reference in self._norms)
+        return [norm is not None and not norm.training for norm in norms]
 
     @torch.no_grad()
     def copy_norms(self) -> None:
@@ -107,8 +112,10 @@ class EpsRemainder:
         return found
 
     def _norm(self, column: int) -> _BatchNorm:
-        norm = self._norms[column]
-        assert norm is not None
+        reference = self._norms[column]
+        norm = reference() if reference is not None else None
+        if norm is None:
+            raise SmdtrackError("the model has been freed")
         return norm
 
     def _settings_of(self, device: torch.device, norms: Sequence[_BatchNorm]) -> _NormSettings:

@@ -1,6 +1,7 @@
 """Measures one sampled step, from the optimizer's pre-hook to its post-hook."""
 
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from smdtrack.tracking.measure.precision import smallest_angle, tensor_to_measur
 from smdtrack.tracking.measure.probe import Probe
 from smdtrack.tracking.measure.sharding import ShardSum, is_dtensor, local
 from smdtrack.tracking.measure.table import Row
+from smdtrack.tracking.measure.weak_items import WeakItems
 
 #: Samples in each of which traces of clipping are searched for; later they are searched for in every tenth sample,
 #: because a training that clips does so from its start.
@@ -48,7 +50,8 @@ class StepMeasurer:
         lags: Sequence[int],
         reduce: ShardSum | None,
     ) -> None:
-        self._parameters = list(parameters)
+        # Weak references, here and for the optimizer: tracking must not keep a training's memory.
+        self._parameters = WeakItems(parameters)
         self._reduce = reduce
         self._probe = Probe(len(parameters))
         self._eps_remainder = EpsRemainder(parameters, norms or [None] * len(parameters))
@@ -66,13 +69,20 @@ class StepMeasurer:
 
     def follow(self, optimizer: Optimizer) -> None:
         """Measures the steps of another optimizer of the same weights from now on."""
-        self._optimizer = optimizer
+        self._optimizer_reference = weakref.ref(optimizer)
         self._family: Family = identify(optimizer)
         self._known_groups = ()
 
+    @property
+    def _optimizer(self) -> Optimizer:
+        optimizer = self._optimizer_reference()
+        if optimizer is None:
+            raise SmdtrackError("the optimizer has been freed")
+        return optimizer
+
     def prepare(self) -> None:
         """Does what may take long or wait for a device. Call it once, before the first step."""
-        self._probe.prepare({parameter.device for parameter in self._parameters})
+        self._probe.prepare({parameter.device for parameter in self._parameters.alive().values()})
         self._eps_remainder.copy_norms()
 
     def copy_norms(self) -> None:
@@ -90,7 +100,10 @@ class StepMeasurer:
         if known_groups == self._known_groups:
             return
         self._known_groups = known_groups
-        self._group_of = group_indices(self._optimizer, self._parameters)
+        found = dict(
+            zip(alive := self._parameters.alive(), group_indices(self._optimizer, alive.values()), strict=True)
+        )
+        self._group_of = [found.get(column) for column in range(len(self._parameters))]
         self._clipping_columns = None
         if all(index is None for index in self._group_of):
             sharded = self._reduce is None and any(map(is_dtensor, parameters_of(self._optimizer)))
@@ -156,17 +169,19 @@ class StepMeasurer:
             reading=self._probe.end(shards, further_rows, self._reduce, momentum),
             groups=self._groups,
             group_of=self._group_of,
-            family=self._family,
-            smallest_angles=[smallest_angle(weights.get(c, weight)) for c, weight in enumerate(self._parameters)],
+            families=[self._family] * len(self._groups),
+            optimizers=[self._optimizer],
+            sharded=self._reduce is not None,
+            smallest_angles=self._smallest_angles(weights),
             has_gradients_of_the_step=not has_closure or _closure_runs_once(self._optimizer),
             norm_in_eval_mode=self._norm_in_eval_mode,
-            skipped=found_inf.detach().clone() if found_inf is not None else None,
+            skipped=[found_inf.detach().clone()] if found_inf is not None else [],
             lags={w.steps: reading for w in self._lag_windows if (reading := w.take()) is not None},
         )
 
     def weights(self) -> dict[int, Tensor]:
         """Returns all weights by column, or the master copies that the optimizer keeps of them."""
-        return {column: self._tensor_to_measure(column) for column in range(len(self._parameters))}
+        return {column: self._tensor_to_measure(column) for column in self._parameters.alive()}
 
     def open_windows(self, step: int) -> None:
         """Opens the lag windows that begin with this step."""
@@ -193,6 +208,11 @@ class StepMeasurer:
         parameter = self._parameters[column]
         return tensor_to_measure(parameter, state_of(self._optimizer).get(parameter, {}))
 
+    def _smallest_angles(self, weights: Mapping[int, Tensor]) -> list[float]:
+        """Returns per weight the smallest angle that its storage lets one read; 0 for one that has been freed."""
+        tensors = {**self._parameters.alive(), **weights}
+        return [smallest_angle(tensors[c]) if c in tensors else 0.0 for c in range(len(self._parameters))]
+
     def _gradients(self, columns: list[int]) -> dict[int, Tensor]:
         found = {column: self._parameters[column].grad for column in columns}
         return {column: local(gradient) for column, gradient in found.items() if gradient is not None}
@@ -201,8 +221,9 @@ class StepMeasurer:
         """Returns the weights that the optimizer holds and that have a gradient, or get one from the closure."""
         return [
             column
-            for column, (group, parameter) in enumerate(zip(self._group_of, self._parameters, strict=True))
-            if group is not None and (parameter.grad is not None or (has_closure and parameter.requires_grad))
+            for column, parameter in self._parameters.alive().items()
+            if self._group_of[column] is not None
+            and (parameter.grad is not None or (has_closure and parameter.requires_grad))
         ]
 
     def _read_norms(self, loss_scale: Tensor | None) -> None:

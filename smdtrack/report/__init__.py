@@ -1,0 +1,1 @@
+"""Comparison of runs, and the page that shows them. Reads runs that are over or still going on; measures nothing."""

@@ -1,0 +1,46 @@
+import pytest
+
+from smdtrack.cli import main
+from tests.report.synthetic_runs import make_record
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "smdtrack-runs"
+    make_record(folder / "20261101-100000-base-11111111")
+    make_record(folder / "20261102-100000-lr4-22222222", lr=0.4)
+    return folder
+
+
+def test_one_run(runner, runs, tmp_path):
+    result = runner.invoke(main, ["report", "base"])
+    assert (result.exit_code, result.stdout) == (0, "smdtrack-report.html\n")
+    assert "Weights at the end" in (tmp_path / "smdtrack-report.html").read_text()
+
+
+def test_several_runs_and_chosen_weights(runner, runs, tmp_path):
+    result = runner.invoke(main, ["report", "base", "lr4", "-o", "two.html", "--weights", "layer1*"])
+    assert (result.exit_code, result.stdout) == (0, "two.html\n")
+    page = (tmp_path / "two.html").read_text()
+    assert "Change of each weight" in page
+    assert "layer1.0.conv2" in page
+    assert "layer2.0.conv1" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nothing"], "no run 'nothing' in smdtrack-runs; the newest is 20261102-100000-lr4-22222222"),
+        (["base", "-o", "no/such/page.html"], "cannot write no/such/page.html: No such file or directory"),
+        (["base", "--weights", "zzz*"], "no weight matches 'zzz*'; the stages are conv1, layer1, layer2"),
+    ],
+)
+def test_wrong_usage_is_one_line(runner, runs, arguments, line):
+    result = runner.invoke(main, ["report", *arguments])
+    assert (result.exit_code, result.stderr) == (2, f"Error: {line}\n")
+
+
+def test_no_run_is_given(runner):
+    result = runner.invoke(main, ["report"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: Missing argument 'RUNS...'.")
