@@ -108,7 +108,8 @@ def _train(trial: Trial, folder: Path) -> None:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
     if code != 0:
         lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
-        raise SystemExit(f"\nthe training {trial.name} ended with code {code}: {lines[-1] if lines else 'no output'}")
+        script = [line for line in lines if line.strip() and not line.startswith("smdtrack:")] or ["no output"]
+        raise SystemExit(f"\nthe training {trial.name} ended with code {code}: {script[-1]} ({folder / 'log.txt'})")
     (folder / "done").touch()
 
 

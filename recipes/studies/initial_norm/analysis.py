@@ -16,7 +16,7 @@ def tables(results: Mapping[str, Result]) -> str:
     rows = []
     for name, result in results.items():
         run = result.run
-        same = results[f"{name.split(',')[0]}, norm x 1"].run
+        same = results[f"{name.split(',')[0]}, norm x 0.2"].run
         rows.append(
             [
                 name,
@@ -27,7 +27,7 @@ def tables(results: Mapping[str, Result]) -> str:
                 f"{result.accuracy:.1f} %",
             ]
         )
-    headings = ["training", "norm at the start / with x 1", "norm at the end / with x 1", "equilibrium line"]
+    headings = ["training", "norm at the start / with x 0.2", "norm at the end / with x 0.2", "equilibrium line"]
     return table([*headings, "measured / line", "accuracy"], rows)
 
 

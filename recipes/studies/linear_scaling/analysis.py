@@ -29,7 +29,7 @@ def tables(results: Mapping[str, Result]) -> str:
             ]
         )
     for kind in ("momentum", "no momentum"):
-        for small, large in PAIRS:
+        for small, large in pairs_of(kind, results):
             steps = large // small
             ours, theirs = results[f"{kind}, batch {small}"], results[f"{kind}, batch {large}"]
             large_step = rms(theirs.run, "angle")
@@ -67,6 +67,11 @@ def tables(results: Mapping[str, Result]) -> str:
     )
 
 
+def pairs_of(kind: str, results: Mapping[str, Result]) -> list[tuple[int, int]]:
+    """Returns the pairs of batch sizes that were trained."""
+    return [pair for pair in PAIRS if all(f"{kind}, batch {batch}" in results for batch in pair)]
+
+
 def figure(results: Mapping[str, Result]) -> Figure:
     """Draws the angle per step over the training, and k small steps over one large step."""
     drawing = Figure(figsize=(10, 4), layout="constrained")
@@ -84,7 +89,7 @@ def figure(results: Mapping[str, Result]) -> Figure:
     left.set_title("momentum 0.9: measured and equilibrium line (dashed)", fontsize=10)
     left.legend(fontsize=8)
     for number, kind in enumerate(("momentum", "no momentum")):
-        for small, large in PAIRS:
+        for small, large in pairs_of(kind, results):
             steps = large // small
             ours, theirs = results[f"{kind}, batch {small}"], results[f"{kind}, batch {large}"]
             found = rms(ours.run, f"angle_k{steps}") / rms(theirs.run, "angle")
