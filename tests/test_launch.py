@@ -122,7 +122,8 @@ def test_an_optimizer_made_anew_for_the_same_weights_goes_on_in_the_same_record(
     (run,) = records(outcome)
     assert run.steps.tolist() == list(range(1, 10))
     lines = run.values["angle_eq"][:, 0]
-    np.testing.assert_allclose(lines[:6], [(2 * rate * 1e-3 / 1.9) ** 0.5 for rate in 3 * [0.1] + 3 * [0.02]])
+    chords = np.array([(2 * rate * 1e-3 / 1.9) ** 0.5 for rate in 3 * [0.1] + 3 * [0.02]])
+    np.testing.assert_allclose(lines[:6], 2 * np.arcsin(chords / 2))
     np.testing.assert_allclose(lines[6:], 3 * [(2 * 0.001 * 0.1 * 0.1 / 1.9) ** 0.5], rtol=1e-3)
 
 

@@ -91,7 +91,7 @@ def command(
     measured with the predicted angular update. smdtrack prints to stderr only; stdout and the exit code are the
     script's. With torchrun: torchrun --nproc-per-node 2 -m smdtrack run SCRIPT ...
     """
-    from smdtrack.launch import Outcome, run_module, run_script
+    from smdtrack.launch import run_module, run_script
     from smdtrack.record import read_run
     from smdtrack.tracking import Options
     from smdtrack.tracking.attach.instrumentation import Instrumentation
@@ -102,18 +102,16 @@ def command(
         read_run(options["resume_run"])
     settings = Options(sinks=sinks or None, params={"command": shlex.join(without_secrets([script, *args]))}, **options)
     instrumentation = Instrumentation(settings, announce)
-    outcome = Outcome(status="failed")
     try:
         with (
             noting_the_end(lambda: instrumentation.stop("interrupted", _SECONDS_AT_A_SIGNAL)),
             tracking_spawned_processes(settings, announce, report) as spawned,
         ):
-            try:
-                outcome = (run_module if module else run_script)(script, args)
-            finally:
-                interrupted = _finish(instrumentation, outcome, spawned)
-    except WrongOptionError as error:
-        raise SmdtrackError(str(error)) from error
+            outcome = (run_module if module else run_script)(script, args)
+            interrupted = _finish(instrumentation, outcome, spawned)
+    except SmdtrackError:
+        instrumentation.stop("failed")
+        raise
     if outcome.interrupted or interrupted:
         raise InterruptedRunError
     sys.exit(outcome.exit_code)
@@ -176,9 +174,8 @@ def _check_folder(folder: Path) -> None:
 def announce(tracker: Any) -> None:
     """Prints which weights are tracked, and where they are recorded."""
     chosen = tracker.selection
-    weights = (
-        "1 scale-invariant weight" if len(chosen.weights) == 1 else f"{len(chosen.weights)} scale-invariant weights"
-    )
+    count = len(chosen.weights)
+    weights = f"{count} scale-invariant weight{'' if count == 1 else 's'}"
     show(f"{weights} of {chosen.model_name} ({chosen.share_of_parameters:.0%} of its parameters), in {tracker.folder}")
     if tracker.resumed_from is not None:
         checkpoint = tracker.resumed_from

@@ -1,16 +1,17 @@
 """The summary of a run: per weight, the measured angle beside the predicted ones, over the last samples."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from smdtrack.record.equilibrium import EQUILIBRIUM_BAND, ROLLING_SAMPLES, equilibrium_step
 from smdtrack.record.run import Floats, Run
 from smdtrack.record.sampling_error import sampling_error_of_rms
 
-__all__ = ["EQUILIBRIUM_BAND", "ROLLING_SAMPLES", "Summary", "WeightSummary", "summarize"]
+__all__ = ["EQUILIBRIUM_BAND", "ROLLING_SAMPLES", "Summary", "WeightSummary", "diverged_at", "summarize"]
 
 #: Fewest samples to summarise after a jump of the learning rate; with fewer, the samples before it are included.
 _MIN_SAMPLES = 5
@@ -104,6 +105,11 @@ def summarize(run: Run) -> Summary | None:
     """
     if not len(run.steps) or "angle" not in run.values:
         return None
+    diverged = diverged_at(run)
+    if diverged is not None:
+        run = _until(run, diverged)
+        if not len(run.steps):
+            return Summary.empty(f"the training diverged at step {diverged}, before a step was measured")
     start = _window_start(run)
     # One row per weight: a weight's values then lie side by side in memory, which makes long runs several times faster.
     by_weight = {
@@ -114,7 +120,34 @@ def summarize(run: Run) -> Summary | None:
         for index in range(len(run.info.weights))
         if np.isfinite(by_weight["angle"][index]).any()
     )
-    return Summary(int(run.steps[start]), int(run.steps[-1]), rows, _verdict(rows))
+    verdict = _verdict(rows)
+    if diverged is not None:
+        verdict = f"the training diverged at step {diverged}; before that, {verdict}"
+    return Summary(int(run.steps[start]), int(run.steps[-1]), rows, verdict)
+
+
+def diverged_at(run: Run) -> int | None:
+    """Returns the first step from which on no weight's angle and norm are finite; None if the last sample has some."""
+    angles, norms = run.values.get("angle"), run.values.get("norm")
+    if angles is None or norms is None or not len(run.steps) or not angles.shape[1]:
+        return None
+    finite: npt.NDArray[np.bool_] = np.logical_and(np.isfinite(norms).any(axis=1), np.isfinite(angles).any(axis=1))
+    if finite[-1]:
+        return None
+    last = int(np.flatnonzero(finite)[-1]) if finite.any() else -1
+    return int(run.steps[last + 1])
+
+
+def _until(run: Run, step: int) -> Run:
+    """Returns the samples of a run before a step."""
+    rows = run.steps < step
+    return replace(
+        run,
+        steps=run.steps[rows],
+        times=run.times[rows],
+        values={family: table[rows] for family, table in run.values.items()},
+        overview={key: column[rows] for key, column in run.overview.items()},
+    )
 
 
 def _window_start(run: Run) -> int:

@@ -6,11 +6,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from smdtrack.record.opened_run import OpenedRun, Setting
 from smdtrack.record.run import Floats, Run, TrackedWeight
-from smdtrack.record.summary import EQUILIBRIUM_BAND, Summary, WeightSummary, summarize
+from smdtrack.record.summary import EQUILIBRIUM_BAND, Summary, WeightSummary, diverged_at, summarize
 from smdtrack.report.forces import growth_and_decay, line_memory, measured_memory
 from smdtrack.report.settings import number, settings_of, steps_per_epoch
 
@@ -159,18 +158,6 @@ def summary_of(run: Run) -> Summary | None:
 def is_settled(row: WeightSummary) -> bool | None:
     """Whether a weight is in equilibrium; None where it has no equilibrium line."""
     return None if row.angle_ratio is None else abs(row.angle_ratio - 1) <= EQUILIBRIUM_BAND
-
-
-def diverged_at(run: Run) -> int | None:
-    """Returns the first step from which on no weight's angle and norm are finite; None if the last sample has some."""
-    angles, norms = run.values.get("angle"), run.values.get("norm")
-    if angles is None or norms is None or not len(run.steps) or not angles.shape[1]:
-        return None
-    finite: npt.NDArray[np.bool_] = np.logical_and(np.isfinite(norms).any(axis=1), np.isfinite(angles).any(axis=1))
-    if finite[-1]:
-        return None
-    last = int(np.flatnonzero(finite)[-1]) if finite.any() else -1
-    return int(run.steps[last + 1])
 
 
 def time_constants(run: Run) -> Floats | None:

@@ -3,7 +3,8 @@ import pytest
 
 from smdtrack.record import read_run
 from smdtrack.record.sources import open_run
-from smdtrack.report.facts import diverged_at, facts_of, is_settled, only, step_weights, time_constants, until_step
+from smdtrack.record.summary import diverged_at
+from smdtrack.report.facts import facts_of, is_settled, only, step_weights, time_constants, until_step
 from tests.report.synthetic_runs import NAMES, make_record
 
 

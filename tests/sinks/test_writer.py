@@ -86,7 +86,7 @@ def test_a_sink_that_stays_away_costs_nothing_but_itself_and_the_loss_is_counted
     with collected_notices() as seen:
         written(tmp_path, [failing, healthy])
     messages = list(seen)
-    assert any("did not get 82 points; all samples are in" in message for message in messages), messages
+    assert any("did not get 122 points; all samples are in" in message for message in messages), messages
     assert len(healthy.series("norm/conv1")) == 20
     assert len(read_run(tmp_path).steps) == 20
 

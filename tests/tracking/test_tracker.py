@@ -102,6 +102,11 @@ def test_angle_norm_and_gradient_equal_float64(real: tuple[Witness, smdtrack.Tra
             np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-12, err_msg=f"{family} {weight.key}")
 
 
+def heavy_ball_angle(rate: float) -> float:
+    """sqrt(2 lr wd / (1 + a)) is the step in units of the norm, which is the chord of the angle."""
+    return 2 * math.asin(math.sqrt(2 * rate * 0.001 / 1.9) / 2)
+
+
 def test_the_equilibrium_line_is_heavy_ball_s(real: tuple[Witness, smdtrack.Tracker, MemorySink]) -> None:
     witness, tracker, _ = real
     steps, line = read_run(tracker.folder).series(f"angle_eq/{KEY}")
@@ -163,7 +168,7 @@ def test_the_ratios_are_quantiles_of_measured_over_line(real: tuple[Witness, smd
     names = [weight.name for weight in tracker.selection.weights]
     for step, value in sink.series("smd/angle_ratio_p50"):
         rate = witness.steps[step - 1].hyper_parameters[NAME]["lr"]
-        ratios = [witness.angle(name, step) / math.sqrt(2 * rate * 0.001 / 1.9) for name in names]
+        ratios = [witness.angle(name, step) / heavy_ball_angle(rate) for name in names]
         assert value == pytest.approx(np.median(ratios), rel=1e-6)
 
 

@@ -45,13 +45,9 @@ class Options:
         check_sink_names(self.sinks or ())
         for sink in self.sinks or ():
             if not isinstance(sink, str) and not all(hasattr(sink, method) for method in ("start", "write", "finish")):
-                raise SmdtrackError(
-                    f"sinks: <{type(sink).__name__}> is not a sink; it needs the methods of smdtrack.Sink"
-                )
+                raise SmdtrackError(f"sinks: <{type(sink).__name__}> is not a sink: it lacks methods of smdtrack.Sink")
         if self.name is not None and (not isinstance(self.name, str) or Path(self.name).name != self.name):
-            raise SmdtrackError(
-                f"name={self.name!r}: a name without {os.sep!r} is needed, it becomes part of a folder's"
-            )
+            raise SmdtrackError(f"name={self.name!r}: a name without {os.sep!r} is needed, for the record's folder")
         for key, value in self.params.items():
             if not isinstance(key, str) or not isinstance(value, (str, int, float, bool, Path)):
                 raise SmdtrackError(

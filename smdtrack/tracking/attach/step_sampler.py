@@ -46,6 +46,7 @@ class StepSampler:
         columns: set[int],
     ) -> None:
         self.ended = False
+        self.saw_another = False
         self.columns = columns
         self._optimizer_reference = weakref.ref(optimizer)
         self._parameters = WeakItems(selection.parameters)
@@ -98,6 +99,7 @@ class StepSampler:
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Counts the step. If it is sampled, copies the weights and reads the gradients."""
         if optimizer is not self.optimizer or self.ended:
+            self.saw_another = True
             return
         self._measuring = False
         self._measurer.discard()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from smdtrack.notices import notify
 from smdtrack.optimizers import cycle_of, inner_optimizer, parameters_of
 from smdtrack.record.checkpoints import Checkpoint
 from smdtrack.record.summary import Summary
@@ -28,7 +29,7 @@ from smdtrack.tracking.attach.weight_selection import Selection
 from smdtrack.tracking.measure.weak_items import WeakItems
 
 _NOT_THE_RECORDING_PROCESS = "this process does not record: in a distributed training the process of rank 0 does"
-_NEVER_STEPPED = "the watched optimizer never made a step; another optimizer may have been made after watch was called"
+_NEVER_STEPPED = "the watched optimizer never made a step, but another one did: watch the one that trains"
 #: Seconds after an optimizer has been freed in which a new one for the same weights continues the open record.
 _SECONDS_FOR_A_NEW_OPTIMIZER = 2.0
 _NO_WEIGHTS = "there is no scale-invariant weight to measure"
@@ -95,6 +96,12 @@ near 0 while the weights are scale-invariant |
         self._state_was_loaded = False
         if selection.parameters and (not others or self.holds_weights_of(optimizer)):
             self.join(optimizer)
+        for other in others:
+            # All take part from the first step on; an optimizer for the same weights is joined when it makes a step.
+            held = {id(parameter) for parameter in parameters_of(other)}
+            mine = {index for index, weight in enumerate(selection.parameters) if id(weight) in held}
+            if mine and not any(sampler.columns & mine for sampler in self._samplers):
+                self.join(other)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -215,6 +222,8 @@ near 0 while the weights are scale-invariant |
             self._checkpoints.stop()
         for sampler in self._samplers:
             sampler.end()
+        if self._steps.step is None and any(sampler.saw_another for sampler in self._samplers):
+            notify(_NEVER_STEPPED)
         if self._recording is not None:
             with suppress(Exception):
                 self._steps.submit_rest()

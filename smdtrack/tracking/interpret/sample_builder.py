@@ -48,6 +48,7 @@ class SampleBuilder:
         self._live_check = LiveCheck(weights, self._report)
         self._clipping: Clipping | None = None
         self._reported: set[str] = set()
+        self._has_diverged = False
 
     def __call__(self, measurement: Measurement) -> Sample | None:
         """Returns the sample, or None if the optimizer skipped the step because of an overflow."""
@@ -59,8 +60,10 @@ class SampleBuilder:
         if any(float(skipped) != 0 for skipped in measurement.skipped):
             return None
         if not np.isfinite(values.weight_squared).any():
-            self._report("nothing could be measured in another process (its warning says why)")
-            return None
+            if measurement.sharded:
+                self._report("nothing could be measured in another process; its own notice says why")
+                return None
+            return self._diverged(measurement)
         angle, norm, gradient = values.angles(), values.norms_after(), values.effective_gradients()
         lines = self._lines(measurement, values, self._alignment(measurement, values))
         self._search_for_clipping(values)
@@ -101,6 +104,16 @@ class SampleBuilder:
         if not_invariant.any():
             overview["smd/not_invariant"] = float(np.mean(not_invariant))
         return Sample(measurement.step, measurement.time, sample_values, overview)
+
+    def _diverged(self, measurement: Measurement) -> Sample | None:
+        """Returns a sample without values for the first step at which no weight is finite, None for later ones."""
+        message = "the training diverged: at step {} no tracked weight is finite any more"
+        if self._has_diverged:
+            return None
+        self._has_diverged = True
+        self._report(message.format(measurement.step))
+        nothing = np.full(len(self._weights), np.nan)
+        return Sample(measurement.step, measurement.time, {"angle": nothing, "norm": nothing}, {})
 
     def _lines(self, measurement: Measurement, values: StepValues, alignment: Floats) -> list[Line | None]:
         factors = None if values.decay_pull is None else values.decay_pull / np.square(values.norms_after())

@@ -39,6 +39,7 @@ class Measurement:
         families: Per parameter group the family of its optimizer, which knows the lines.
         optimizers: Kept alive until the lines have been computed: the families refer to them weakly.
         smallest_angles: Per weight the smallest angle (radian) that its storage lets one read.
+        sharded: Whether the sums were added up over several processes.
         has_gradients_of_the_step: False where a closure computed the gradients inside the step, possibly at other
             weights than those before the step.
         norm_in_eval_mode: Per weight, whether the batch norm that makes it invariant was in eval mode.
@@ -54,6 +55,7 @@ class Measurement:
     families: Sequence[Family]
     optimizers: Sequence[Optimizer] = ()
     smallest_angles: Sequence[float] = ()
+    sharded: bool = False
     has_gradients_of_the_step: bool = True
     norm_in_eval_mode: Sequence[bool] = ()
     skipped: Sequence[torch.Tensor] = ()

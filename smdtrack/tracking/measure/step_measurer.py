@@ -171,6 +171,7 @@ class StepMeasurer:
             group_of=self._group_of,
             families=[self._family] * len(self._groups),
             optimizers=[self._optimizer],
+            sharded=self._reduce is not None,
             smallest_angles=self._smallest_angles(weights),
             has_gradients_of_the_step=not has_closure or _closure_runs_once(self._optimizer),
             norm_in_eval_mode=self._norm_in_eval_mode,
