@@ -140,19 +140,20 @@ def test_lookahead_is_on_its_line_when_whole_cycles_are_sampled(sampled: int, pe
 
 @pytest.mark.parametrize("correlation", [-0.3, 0.5])
 def test_the_line_with_the_memory_from_before_holds_for_correlated_gradients(correlation: float) -> None:
-    simulated = Simulated(LION, weights=3, norm=0.5, correlation=correlation)
-    simulated.run(1500, sampled=every(2))
+    simulated = Simulated(LION, weights=4, shape=(40, 40), norm=0.5, correlation=correlation)
+    simulated.run(1800, sampled=every(2))
     third = len(simulated.samples) // 3
     angle, line = (rms(simulated.values(family)[-third:]) for family in ("angle", "angle_pred"))
     memory = simulated.values("memory")[third + 50 : 2 * third : 25].mean(axis=0)
     assert np.abs(np.log(angle / line)).min() > 0.15, "the line of white gradients is off"
-    np.testing.assert_allclose(angle / line * np.sqrt(memory), 1, atol=0.04)
-    # The reference: A of the same steps as in the definition, by the norms and angles of all steps.
+    # The memory of one weight over 600 steps scatters by 3 %: the median of four.
+    assert np.median(angle / line * np.sqrt(memory)) == pytest.approx(1, abs=0.03)
+    # The reference for the last third: growth by the norms of all steps, over the squared angles of all steps.
     log_norms = np.array(simulated.log_norms)[-2 * third :]
     growth = (log_norms[-1] - log_norms[0]) / (len(log_norms) - 1) + 2e-3
     measured = growth / np.mean(np.square(simulated.angles[-2 * third :]), axis=0)
-    last = simulated.values("memory")[-third::25].mean(axis=0) * simulated.values("line_memory")[-1]
-    np.testing.assert_allclose(last, measured, rtol=0.1)
+    last = simulated.values("memory")[-third + 50 :: 25].mean(axis=0) * simulated.values("line_memory")[-1]
+    assert np.median(last / measured) == pytest.approx(1, abs=0.05)
 
 
 def test_trust_ratios_have_no_forces() -> None:

@@ -48,8 +48,12 @@ class Tracker:
     | `norm/<w>` | weight norm |
     | `norm_eq/<w>` | norm that the weight keeps at equilibrium with the present gradients |
     | `effective_grad/<w>` | effective gradient norm, `||g|| ||w||` |
+    | `growth/<w>`, `decay/<w>` | relative growth of `||w||^2` per step by the updates, and shrinking by weight decay |
+    | `memory/<w>` | measured memory of the updates / that under uncorrelated gradients |
     | `angle_k<K>/<w>` | angle over K steps, for `lags` |
+    | `angle_k<K>_pred/<w>` | its line, from the drift-corrected angles of single steps |
     | `smd/angle_ratio_p10`, `_p50`, `_p90` | quantiles over the weights of measured / equilibrium |
+    | `smd/efficiency_k<K>` | median of the distance over K steps / that under uncorrelated gradients |
     | `smd/theory` | always 1, the line to compare the ratios with |
     | `smd/pred_ratio_p50` | median over the weights of measured / drift-corrected |
     | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over fifty samples) |
