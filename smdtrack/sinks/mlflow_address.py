@@ -5,8 +5,10 @@ import shlex
 import socket
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+from smdtrack.record.addresses import without_secrets as without_secrets
 
 #: Longest time to connect in seconds. MLflow's client itself tries a server that is down for half a minute.
 CONNECT_SECONDS = 3.0
@@ -27,16 +29,6 @@ def absolute_uri(uri: str) -> str:
 def default_uri() -> str:
     """Returns the store that is used if none is set: `mlflow.db` in the working directory."""
     return f"{_SQLITE}{Path.cwd() / 'mlflow.db'}"
-
-
-def without_secrets(uri: str) -> str:
-    """Returns the address without user, password and query, so that it can be printed and stored."""
-    if uri.startswith(_SQLITE):
-        return uri
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc and not parts.query:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def with_credentials(uri: str) -> str:
