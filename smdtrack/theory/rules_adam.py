@@ -12,7 +12,10 @@ from smdtrack.theory.update_statistics import UpdateStatistics
 
 Group = Mapping[str, Any]
 KOSSON = "Kosson, Messmer, Jaggi: Rotational Equilibrium, 2305.17212 (ICML 2024)"
-SLOW_MOMENT = "the second moment changes slowly compared with the first and quickly compared with the norm"
+SLOW_MOMENT = (
+    "the second moment changes slowly compared with the first; for time constant and equilibrium norm, also quickly "
+    "compared with the norm"
+)
 FORMULA_AVERAGE = "2 lr wd (1-b1)/(1+b1)"
 FORMULA_STATE = "2 gamma/R, gamma = lr wd H <w^2/denom>/<w^2>"
 SIGNS = (

@@ -247,7 +247,7 @@ def test_a_learning_rate_in_a_tensor_is_read_at_the_step() -> None:
     witness, run = trained(make)
     assert_equal_to_float64(witness, run)
     rates = [0.05 * 0.9**number for number in range(12)]
-    expected = [math.sqrt(2 * rate * 0.01 / 1.9) for rate in rates]
+    expected = [2 * math.asin(math.sqrt(2 * rate * 0.01 / 1.9) / 2) for rate in rates]
     np.testing.assert_allclose(run.values["angle_eq"][:, 0], expected, rtol=1e-5)
 
 

@@ -23,8 +23,8 @@ def test_the_line_holds_or_the_memory_says_why_not(row):
         assert found.memory > 1.3
 
 
-# What neither line covers: single bursts are larger than the denominator of coupled Adam foresees.
-MISSED = {("bursts", "adam"), ("bursts, AR(.95)", "adam")}
+# Sizes that stay large or small for 20 steps change the correlation of signs within the memory: 3 % off.
+MISSED = {("bursts, AR(.95)", "lion")}
 
 
 @pytest.mark.slow
