@@ -34,6 +34,10 @@ def sentences(comparison: Comparison, change: RunChange) -> list[str]:
     """Returns the verdict on one run beside the baseline: what changed, as predicted or not, and why."""
     if _is_same(comparison, change):
         return [f"No difference: {change.run.letter} has the settings and the angles of {comparison.baseline.letter}."]
+    if change.run.diverged_at is not None:
+        # Norms and lags of a run that failed explain nothing that is still of use.
+        ends = _ends(comparison.baseline, change)
+        return [*ends, _headline(comparison.baseline, change), *_metrics(comparison.baseline, change.run)]
     said = [_headline(comparison.baseline, change)]
     said += _ends(comparison.baseline, change)
     said += _lags(comparison.baseline, change)
