@@ -121,7 +121,7 @@ def test_the_table_replaces_only_what_stands_between_the_marks(tmp_path: Path) -
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_table(readme, "new\n")
     write_table(readme, "newer\n")
-    assert readme.read_text() == f"before\n{BEGIN}\n\nnewer\n\n{END}\nafter\n"
+    assert readme.read_text() == f"before\n{BEGIN}\n\nnewer\n\n![Measured curves](figure.png)\n\n{END}\nafter\n"
 
 
 def test_an_unknown_study_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
