@@ -90,8 +90,8 @@ def _headline(baseline: RunFacts, change: RunChange) -> str:
     if causes and not _explains(baseline.settings, change.run.settings, line):
         return (
             f"{turns}{_prediction([], measured, line, drift, named=False)} The recorded settings differ by"
-            f" {_and(causes)}, which is not how the line moved: a schedule changed the rate, or the optimizer has a line"
-            " of another kind."
+            f" {_and(causes)}, which is not how the line moved: a schedule changed the rate, or the optimizer has a"
+            " line of another kind."
         )
     if not causes and moved:
         causes = _schedule_cause(baseline, change.run)

@@ -24,6 +24,7 @@ from smdtrack.theory.line import Line, LineDescription
 from smdtrack.theory.lookahead import inside_lookahead
 from smdtrack.theory.optimizer_info import OptimizerInfo, never
 from smdtrack.theory.optimizer_table import info_of
+from smdtrack.theory.own_process import check_reproducible, in_own_process
 from smdtrack.theory.rules_calibrated import cautious, unknown
 from smdtrack.theory.update_statistics import UpdateStatistics
 
@@ -201,7 +202,13 @@ class Family:
         settings = GroupSettings(plain, tuple(shape), self._optimizer, self.name, coupled, calibrate, self._step)
         try:
             settings = replace(settings, own_share=self._own_share(plain) if coupled else 0.0)
-            dynamics = _completed(self._info.rule(settings), self._info)
+            if self.known or calibrate is _as_if_memoryless:
+                measured = self._info.rule(settings)
+            else:
+                # A user's own class is run where it cannot disturb the training.
+                check_reproducible(self._optimizer, plain)
+                measured = in_own_process(lambda: self._info.rule(settings))
+            dynamics = _completed(measured, self._info)
             if self._info.calibrate_if_cautious and settings.flag("caution"):
                 dynamics = cautious(dynamics, settings)
         except CannotRunError as error:

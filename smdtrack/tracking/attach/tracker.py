@@ -96,6 +96,12 @@ near 0 while the weights are scale-invariant |
         self._state_was_loaded = False
         if selection.parameters and (not others or self.holds_weights_of(optimizer)):
             self.join(optimizer)
+        for other in others:
+            # All take part from the first step on; an optimizer for the same weights is joined when it makes a step.
+            held = {id(parameter) for parameter in parameters_of(other)}
+            mine = {index for index, weight in enumerate(selection.parameters) if id(weight) in held}
+            if mine and not any(sampler.columns & mine for sampler in self._samplers):
+                self.join(other)
 
     @property
     def optimizer(self) -> Optimizer | None:
