@@ -24,7 +24,8 @@ def test_every_command_has_help_with_an_example(runner, name):
 def test_an_unknown_command_is_one_line_with_the_near_name(runner):
     result = runner.invoke(main, ["runn"], prog_name="smdtrack")
     assert result.exit_code == 2
-    said = "Error: no command 'runn' (did you mean run?); there are audit, predict, run (see smdtrack --help)\n"
+    names = ", ".join(main.list_commands(None))
+    said = f"Error: no command 'runn' (did you mean run?); there are {names} (see smdtrack --help)\n"
     assert result.stderr == said
 
 
