@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ def test_help_names_every_command(runner):
     result = runner.invoke(main, ["--help"])
     assert result.exit_code == 0
     for name in main.list_commands(None):
-        sentence = " ".join(result.output.split(f"  {name} ", 1)[1].split("\n  ", 1)[0].split())
+        entry = re.split(r"\n(?:  \S|$)", result.output.split(f"\n  {name} ", 1)[1], maxsplit=1)[0]
+        sentence = " ".join(entry.split())
         assert sentence.endswith("."), "every command has its sentence"
 
 
