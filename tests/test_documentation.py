@@ -9,7 +9,7 @@ from smdtrack.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
-A_PATH = re.compile(r"\b(?:smdtrack|tests|recipes|docs)/[\w./-]*[\w/]")
+A_PATH = re.compile(r"(?<![\w/.-])(?:smdtrack|tests|recipes|docs)/[\w./-]*[\w/]")
 A_LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 NOT_YET = ("recipes/studies/NAME", "study-runs")
 

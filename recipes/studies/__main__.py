@@ -69,7 +69,7 @@ def write_table(readme: Path, text: str) -> None:
     """Replaces what stands between the two marks of a README."""
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n\n{text}\n![Measured curves](figure.png)\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import yaml
 
 from recipes.studies.__main__ import BEGIN, END, main, write_table
 from recipes.studies.measures import measured_memory, rms, spread, table, uncorrelated_memory
-from recipes.studies.trials import RECIPES, Trial, read_trials, run_trials
+from recipes.studies.trials import RECIPES, Result, Trial, read_trials, run_trials
 from smdtrack.record import Run, RunInfo
 
 STUDIES = sorted(path.parent.name for path in (RECIPES / "studies").glob("*/study.yaml"))
@@ -121,7 +122,7 @@ def test_the_table_replaces_only_what_stands_between_the_marks(tmp_path: Path) -
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_table(readme, "new\n")
     write_table(readme, "newer\n")
-    assert readme.read_text() == f"before\n{BEGIN}\n\nnewer\n\n{END}\nafter\n"
+    assert readme.read_text() == f"before\n{BEGIN}\n\nnewer\n\n![Measured curves](figure.png)\n\n{END}\nafter\n"
 
 
 def test_an_unknown_study_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,3 +135,35 @@ def test_an_unknown_study_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == STUDIES
+
+
+def made_up(trial: Trial) -> Result:
+    """A run exactly on its lines: angles sqrt(2 lr wd), k steps uncorrelated, norms (lr / wd)^(1/4)."""
+    settings, shape = trial.settings, (60, 3)
+    angle = np.full(shape, (2 * float(settings["lr"]) * float(settings["weight_decay"])) ** 0.5)
+    values = {"angle": angle, "angle_eq": angle, "effective_grad": np.ones(shape)}
+    values["norm"] = np.full(shape, (float(settings["lr"]) / float(settings["weight_decay"])) ** 0.25)
+    for lag in trial.lags:
+        values[f"angle_k{lag}"] = np.arccos(np.exp(-(angle**2) * lag / 2))
+    return Result(trial, run_of(**values), 97.5)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_table_and_figure_of_runs_that_are_exactly_on_their_lines(name: str, tmp_path: Path) -> None:
+    trials = read_trials(RECIPES / "studies" / name / "study.yaml")
+    results = {trial.name: made_up(trial) for trial in trials}
+    analysis = importlib.import_module(f"recipes.studies.{name}.analysis")
+    text = analysis.tables(results)
+    first = text.split("\n\n")[0].splitlines()
+    headings = [heading.strip() for heading in first[0].strip("|").split("|")]
+    rows = [dict(zip(headings, map(str.strip, row.strip("|").split("|")), strict=True)) for row in first[2:] if row]
+    assert [row["training"] for row in rows] == [trial.name for trial in trials]
+    assert {row["measured / line"] for row in rows} == {"1.00 (1.00 to 1.00)"}
+    if name == "lr_times_wd":
+        assert {row["that / predicted"] for row in rows} == {"1.00 (1.00 to 1.00)"}
+    if name == "linear_scaling":
+        last = text.split("\n\n")[1].splitlines()[2:]
+        assert [row.split("|")[4].strip() for row in last if row] == ["2.00", "2.00", "4.00"] * 2
+        assert {row.split("|")[-2].strip() for row in last if row} == {"1.00 (1.00 to 1.00)"}
+    analysis.figure(results).savefig(tmp_path / "figure.png", dpi=40)
+    assert (tmp_path / "figure.png").stat().st_size > 5000

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from recipes.studies.measures import measured_memory, rms, spread, table, uncorrelated_memory
 from recipes.studies.trials import Result
 
-PAIRS = ((16, 64), (64, 256), (16, 256))
+PAIRS = ((8, 32), (32, 128), (8, 128))
 
 
 def tables(results: Mapping[str, Result]) -> str:
@@ -76,7 +76,7 @@ def figure(results: Mapping[str, Result]) -> Figure:
     """Draws the angle per step over the training, and k small steps over one large step."""
     drawing = Figure(figsize=(10, 4), layout="constrained")
     left, right = drawing.subplots(1, 2)
-    for number, batch in enumerate((16, 64, 256)):
+    for number, batch in enumerate((8, 32, 128)):
         run = results[f"momentum, batch {batch}"].run
         epochs = run.steps / run.steps[-1] * float(results[f"momentum, batch {batch}"].trial.settings["epochs"])
         median = np.nanmedian(run.values["angle"], axis=1)
@@ -93,8 +93,8 @@ def figure(results: Mapping[str, Result]) -> Figure:
             steps = large // small
             ours, theirs = results[f"{kind}, batch {small}"], results[f"{kind}, batch {large}"]
             found = rms(ours.run, f"angle_k{steps}") / rms(theirs.run, "angle")
-            place = np.full(len(found), steps * (1.1 if small == 64 else 0.95))
-            right.plot(place, found, f"C{number}o", ms=4, alpha=0.5, label=f"{kind}, measured" if small == 64 else None)
+            place = np.full(len(found), steps * (1.1 if small == 32 else 0.95))
+            right.plot(place, found, f"C{number}o", ms=4, alpha=0.5, label=f"{kind}, measured" if small == 32 else None)
         lags = np.arange(1, 20)
         memory = [uncorrelated_memory(0.9 if kind == "momentum" else 0.0, int(lag)) ** 0.5 for lag in lags]
         right.plot(lags, memory, f"C{number}--", lw=1, label=f"{kind}, uncorrelated gradients")
