@@ -188,7 +188,9 @@ class Family:
         if dynamics is None:
             if len(self._dynamics) >= _MOST_KEPT:
                 self._dynamics.clear()
-            dynamics = self._dynamics[key] = self._compute(group, shape, calibrated)
+            dynamics = self._dynamics[key] = self._compute(
+                group, shape, calibrated if self.known else _calibrated_apart
+            )
         return dynamics
 
     def _compute(self, group: Mapping[str, Any], shape: tuple[int, ...], calibrate: Any) -> Dynamics:
@@ -202,13 +204,9 @@ class Family:
         settings = GroupSettings(plain, tuple(shape), self._optimizer, self.name, coupled, calibrate, self._step)
         try:
             settings = replace(settings, own_share=self._own_share(plain) if coupled else 0.0)
-            if self.known or calibrate is _as_if_memoryless:
-                measured = self._info.rule(settings)
-            else:
-                # A user's own class is run where it cannot disturb the training.
+            if not self.known:
                 check_reproducible(self._optimizer, plain)
-                measured = in_own_process(lambda: self._info.rule(settings))
-            dynamics = _completed(measured, self._info)
+            dynamics = _completed(self._info.rule(settings), self._info)
             if self._info.calibrate_if_cautious and settings.flag("caution"):
                 dynamics = cautious(dynamics, settings)
         except CannotRunError as error:
@@ -284,6 +282,13 @@ def _with_corrected_decay(dynamics: Dynamics) -> Dynamics:
         formula=formula.replace("lr wd", "(lr^2/lr_max) wd"),
         source=f"{dynamics.source}; {_CORRECTED_DECAY}",
     )
+
+
+def _calibrated_apart(
+    optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...] | None
+) -> UpdateStatistics:
+    """Calibrates a user's own class in a process of its own, where it cannot disturb the training."""
+    return calibrated(optimizer, group, shape, in_own_process)
 
 
 def _as_if_memoryless(

@@ -23,6 +23,7 @@ from smdtrack.tracking.attach.recording import LONGEST_CLOSE, Recording
 from smdtrack.tracking.attach.resume import TrainingState, starting_point, training_state
 from smdtrack.tracking.attach.run_description import describe_run
 from smdtrack.tracking.attach.script_runs import a_run_ended, open_runs
+from smdtrack.tracking.attach.step_hooks import some_steps_call_no_hooks
 from smdtrack.tracking.attach.step_sampler import StepSampler
 from smdtrack.tracking.attach.training_steps import TrainingSteps
 from smdtrack.tracking.attach.weight_selection import Selection
@@ -226,7 +227,9 @@ near 0 while the weights are scale-invariant |
             self._checkpoints.stop()
         for sampler in self._samplers:
             sampler.end()
-        if self._steps.step is None and any(sampler.saw_another for sampler in self._samplers):
+        # A step compiled as one graph calls no hooks, so the watched optimizer may have stepped unseen.
+        unseen = some_steps_call_no_hooks()
+        if self._steps.step is None and not unseen and any(sampler.saw_another for sampler in self._samplers):
             notify(_NEVER_STEPPED)
         if self._recording is not None:
             with suppress(Exception):
