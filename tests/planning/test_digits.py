@@ -24,7 +24,7 @@ MOMENTUM = RECIPES / "digits_momentum.yaml"
 #: Optimizer steps in an epoch of 1437 images in batches of 64.
 STEPS_PER_EPOCH = 22
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def trained(folder, config, *options):

@@ -26,7 +26,7 @@ PAIRS = {
 }
 
 # Eight trainings of about a minute each, on a quiet machine.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 
 
 def smdtrack(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
