@@ -194,7 +194,7 @@ def test_a_network_without_invariant_weights_is_told_so(tmp_path):
         (["nosuch.py"], "no script 'nosuch.py'"),
         (["--every", "-3", "x.py"], "-3 is not in the range x>=1"),
         (["--every", "often", "x.py"], "'often' is not a valid integer"),
-        (["--sink", "tensorboard", "x.py"], "'mlflow', 'wandb', 'local'"),
+        (["--sink", "tensorboard", "x.py"], "no sink 'tensorboard'; there are mlflow, wandb, local"),
         (["--lags", "1", "x.py"], "whole numbers of steps are needed, 2 or more"),
         (["--lags", "ten", "x.py"], "whole numbers of steps are needed, 2 or more"),
         (["-m", "no_such_module"], "no module 'no_such_module'"),
