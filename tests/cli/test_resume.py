@@ -43,7 +43,7 @@ for step in range(first + 1, 41):
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, "checkpoint.pt")
     if step == 25 and "--resume" not in sys.argv:
         if sys.argv[2] == "flushed":
-            while not any('"run_id"' in file.read_text() for file in Path("smdtrack-runs").glob("*/run.json")):
+            while not any('"run_id": "' in file.read_text() for file in Path("smdtrack-runs").glob("*/run.json")):
                 time.sleep(0.2)
             time.sleep(5)
         os.kill(os.getpid(), 9)
