@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import sys
 from typing import Any
 
 import timm
@@ -11,6 +13,7 @@ import yaml
 from errors import near_names, stop
 from options import Parser, build_parser
 from timm.optim import list_optimizers
+from timm_options import NOT_USED
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, str]:
@@ -41,10 +44,16 @@ def _set_defaults(parser: Parser, config: str) -> None:
         stop(f"the config {config!r} does not map options to values")
 
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    ignored = []
     for key, value in settings.items():
+        if key in NOT_USED:
+            ignored.append(str(key) if value in (None, False, "", []) else f"{key}={value}")
+            continue
         if key not in actions:
             stop(f"unknown key {key!r} in {config}{near_names(str(key), actions)}")
         parser.set_defaults(**{key: value if value is None else _converted(parser, actions[key], value)})
+    if ignored:
+        print(f"train.py: options of timm that are not used here: {', '.join(ignored)}", file=sys.stderr)
 
 
 def _converted(parser: Parser, action: argparse.Action, value: Any) -> Any:
@@ -68,6 +77,9 @@ def _check(args: argparse.Namespace) -> None:
         stop(f"unknown model {args.model!r}{near_names(args.model.split('.')[0], timm.list_models())}")
     if args.opt.lower().removeprefix("lookahead_") not in list_optimizers():
         stop(f"unknown optimizer {args.opt!r}{near_names(args.opt.lower(), list_optimizers())}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            stop(f"--{name.replace('_', '-')} must be a finite number, not {value}")
     for name in ("batch_size", "grad_accum_steps", "epochs", "val_interval", "checkpoint_hist", "log_interval"):
         if getattr(args, name) < 1:
             stop(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")

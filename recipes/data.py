@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from errors import reason, stop
+from errors import near_names, reason, stop
 from model import model_dtype
 from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader
+
+# Names that timm takes for the same split.
+TRAIN_NAMES = ("train", "training")
+VALIDATION_NAMES = ("val", "valid", "validation", "eval", "evaluation")
+# Data sets of torchvision where timm takes every other name for the held-out images.
+TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 
 
 def make_loaders(
@@ -56,8 +63,15 @@ def make_loaders(
             label_smoothing=args.smoothing,
             num_classes=args.num_classes,
         )
+    for option, split, synonyms in (
+        ("--train-split", args.train_split, TRAIN_NAMES),
+        ("--val-split", args.val_split, VALIDATION_NAMES),
+    ):
+        check_split(args, option, split, synonyms)
+    training, held_out = dataset(split=args.train_split, is_training=True), dataset(split=args.val_split)
+    check_classes(args, training)
     train_loader = loader(
-        dataset(split=args.train_split, is_training=True),
+        training,
         batch_size=args.batch_size,
         is_training=True,
         no_aug=args.no_aug,
@@ -76,7 +90,7 @@ def make_loaders(
         collate_fn=mixup if args.prefetcher else None,
     )
     held_out_loader = loader(
-        dataset(split=args.val_split, is_training=False),
+        held_out,
         batch_size=args.validation_batch_size or args.batch_size,
         interpolation=data_config["interpolation"],
         crop_pct=data_config["crop_pct"],
@@ -91,3 +105,28 @@ def open_dataset(name: str, **options: Any) -> Any:
     except Exception as error:
         where = f" in {options['root']!r}" if options.get("root") else ": some need --data-dir or --dataset-download"
         stop(f"cannot open the data set {name!r}{where} ({reason(error)})")
+
+
+def check_split(args: argparse.Namespace, option: str, split: str, synonyms: tuple[str, ...]) -> None:
+    """Stops with one line if a split does not exist. timm would take the whole folder, or another split, instead."""
+    kind, _, name = args.dataset.lower().rpartition("/")
+    if kind == "torch" and name in TWO_SPLITS:
+        known = (*TRAIN_NAMES, *VALIDATION_NAMES, "test")
+        if split not in known:
+            stop(f"{option} {split!r}: {args.dataset} has the splits train and validation{near_names(split, known)}")
+    root = Path(args.data_dir or "")
+    if args.dataset or not root.is_dir():  # timm's other kinds of data sets complain by themselves
+        return
+    name = split.split("[")[0]
+    names = synonyms if name in synonyms else (name,)
+    if not any((root / candidate).exists() for candidate in names):
+        there = sorted(path.name for path in root.iterdir() if path.is_dir())[:10]
+        stop(f"{option} {split!r}: no such folder in {args.data_dir!r}, which has {', '.join(there) or 'no folders'}")
+
+
+def check_classes(args: argparse.Namespace, dataset: Any) -> None:
+    """Stops with one line if the model has fewer outputs than the data set has classes, as far as that is known."""
+    reader = getattr(dataset, "reader", dataset)
+    classes = len(getattr(reader, "class_to_idx", None) or ())
+    if classes > args.num_classes:
+        stop(f"--num-classes {args.num_classes}: the data set has {classes} classes")

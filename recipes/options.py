@@ -181,6 +181,10 @@ def build_parser() -> Parser:
     add("--val-interval", type=int, default=1, metavar="N", help="epochs between validations and checkpoints")
     add("--checkpoint-hist", type=int, default=10, metavar="N", help="checkpoints to keep; default: %(default)s")
     add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help="best by this; default: %(default)s")
+    add("--log-wandb", action="store_true", help="log loss, accuracy and learning rate of each epoch to W&B")
+    add("--wandb-project", metavar="NAME", help="with --log-wandb: project; default: W&B's own")
+    add("--wandb-tags", nargs="*", default=[], metavar="TAG", help="with --log-wandb: tags of the run")
+    add("--wandb-resume-id", default="", metavar="ID", help="with --log-wandb: run to continue")
     add("--output", default="", metavar="DIR", help="folder of the runs; default: ./output/train")
     add("--experiment", default="", metavar="NAME", help="folder of this run in it; default: time, model, image size")
     return parser

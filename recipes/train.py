@@ -25,8 +25,8 @@ from data import make_loaders
 from digits import digits_folder
 from display import Display
 from epochs import mean_lr, train_one_epoch, validate
-from errors import stop
-from model import make_model
+from errors import reason, stop
+from model import check_input_size, make_model
 from timm import utils
 from timm.data import Mixup, resolve_data_config
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -50,14 +50,15 @@ def main() -> int:
 
     model = make_model(args, device)
     data_config = resolve_data_config(vars(args), model=model)
+    check_input_size(model, data_config["input_size"])
     train_loader, held_out_loader, mixup = make_loaders(args, data_config, device)
     if len(train_loader) == 0:
         stop(f"--batch-size {args.batch_size} is larger than the number of training images of one process")
     train_loss, held_out_loss = make_loss(args, mixup).to(device), nn.CrossEntropyLoss().to(device)
 
     updates_per_epoch = -(-len(train_loader) // args.grad_accum_steps)
-    args.lr = args.lr or scaled_lr(args)
-    optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    args.lr = scaled_lr(args) if args.lr is None else args.lr
+    optimizer = make_optimizer(args, model)
     autocast, scaler = make_amp(args, device)
     ema = None
     if args.model_ema:
@@ -105,6 +106,8 @@ def main() -> int:
             decreasing=decreasing,
             max_history=args.checkpoint_hist,
         )
+        if args.log_wandb:
+            start_wandb(args)
         weights = sum(parameter.numel() for parameter in model.parameters())
         print(f"{args.model}, {weights:,} parameters, {args.opt} on {device}; output: {output}", flush=True)
 
@@ -149,7 +152,13 @@ def main() -> int:
                     if output is not None and saver is not None:
                         summary = output / "summary.csv"
                         utils.update_summary(
-                            epoch, train_metrics, held_out, str(summary), lr=lr, write_header=not summary.exists()
+                            epoch,
+                            train_metrics,
+                            held_out,
+                            str(summary),
+                            lr=lr,
+                            write_header=not summary.exists(),
+                            log_wandb=args.log_wandb,
                         )
                         best = saver.save_checkpoint(epoch, metric=held_out[args.eval_metric])
                 display.end_epoch(epoch, train_metrics, held_out, lr)
@@ -175,6 +184,10 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         stop(f"--device {args.device}: CUDA is not available here")
+    try:
+        torch.zeros(1, device=args.device)
+    except Exception as error:
+        stop(f"--device {args.device!r} cannot be used ({reason(error)})")
     device = utils.init_distributed_device(args)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -185,6 +198,31 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
         torch.set_num_threads(max(1, torch.get_num_threads() - args.workers))
     args.prefetcher = device.type != "cpu" and not args.no_prefetcher
     return device
+
+
+def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """Returns timm's optimizer of this name."""
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except Exception as error:
+        stop(f"cannot make the optimizer {args.opt!r} with these settings ({reason(error)})")
+
+
+def start_wandb(args: argparse.Namespace) -> None:
+    """Starts a W&B run, as timm's train.py does."""
+    try:
+        import wandb
+
+        wandb.init(
+            project=args.wandb_project,
+            name=args.experiment or None,
+            config=vars(args),
+            tags=args.wandb_tags,
+            id=args.wandb_resume_id or None,
+            resume="must" if args.wandb_resume_id else None,
+        )
+    except Exception as error:
+        stop(f"--log-wandb: cannot start a run ({reason(error)})")
 
 
 def make_loss(args: argparse.Namespace, mixup: Mixup | None) -> nn.Module:

@@ -9,9 +9,9 @@ from smdtrack.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
-A_PATH = re.compile(r"\b(?:smdtrack|tests|recipes|docs)/[\w./-]*[\w/]")
+A_PATH = re.compile(r"(?<![\w/.-])(?:smdtrack|tests|recipes|docs)/[\w./-]*[\w/]")
 A_LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-NOT_YET = ("recipes/studies",)
+NOT_YET = ("recipes/studies/NAME", "study-runs")
 
 
 def relative(page: Path) -> str:
@@ -20,7 +20,8 @@ def relative(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_files_that_a_page_names_exist(page):
-    named = set(A_PATH.findall(page.read_text(encoding="utf-8")))
+    without_addresses = re.sub(r"https?://\S+", "", page.read_text(encoding="utf-8"))
+    named = set(A_PATH.findall(without_addresses))
     missing = {path for path in named if not (ROOT / path).exists() and not path.startswith(NOT_YET)}
     assert not missing
 

@@ -38,9 +38,10 @@ def _lags(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
     "--sink",
     "sinks",
     multiple=True,
-    type=click.Choice(["mlflow", "wandb", "local"]),
-    help="Tracker to send the samples to; may be given several times. Default: mlflow, and the script's own W&B run "
-    "if it has one. local: only the local record, which is always written.",
+    metavar="NAME",
+    help="Tracker to send the samples to: mlflow, wandb, or one that an installed package registers; may be given "
+    "several times. Default: mlflow, and the script's own W&B run if it has one. local: only the local record, which "
+    "is always written.",
 )
 @click.option(
     "--every",

@@ -84,11 +84,12 @@ def command(
         raise click.UsageError("--match k-steps compares steps of different batches: give --batch-size.")
     if run_folder is not None and (match != "k-steps" or factor != round(factor)):
         raise click.UsageError("--from needs --match k-steps and a whole multiple of the batch.")
-    from smdtrack.planning.lr_schedule import check_optimizer
+    from smdtrack.planning.lr_schedule import check_optimizer, check_schedule
     from smdtrack.planning.translation import translate
 
     for name in (recipe.opt, opt or recipe.opt):
         check_optimizer(name)
+    check_schedule(recipe.sched)
     if "opt_kwargs" in given:
         given["opt_kwargs"] = dict(given["opt_kwargs"])
     growth = None

@@ -77,13 +77,13 @@ class InputTemplate:
                     value = _varied(value, generator)
             return value
 
-        args, kwargs = _rebuilt((self.args, dict(self.kwargs)), change, sampled)
+        args, kwargs = _rebuilt((self.args, dict(self.kwargs)), change, sampled, self.batch)
         return args, kwargs
 
 
 def fresh(batch: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns a copy of a batch, for a model that changes its input in place."""
-    args, kwargs = _rebuilt(batch, lambda tensor, _: tensor.clone(), None)
+    args, kwargs = _rebuilt(batch, lambda tensor, _: tensor.clone())
     return args, kwargs
 
 
@@ -156,15 +156,21 @@ def _items(value: Any) -> list[Any]:
     return list(getattr(value, "__dict__", {}).values())
 
 
-def _rebuilt(value: Any, change: Callable[[Tensor, Tensor | None], Tensor], rows: Tensor | None, depth: int = 0) -> Any:
-    """Returns a nested value with its tensors changed, and with lists of items reduced to some rows."""
+def _rebuilt(
+    value: Any,
+    change: Callable[[Tensor, Tensor | None], Tensor],
+    rows: Tensor | None = None,
+    batch: int | None = None,
+    depth: int = 0,
+) -> Any:
+    """Returns a nested value with its tensors changed, and with lists of `batch` items reduced to some rows."""
     if isinstance(value, Tensor):
         return change(value, rows)
     if depth > _MOST_DEPTH or not any(True for _ in _tensors(value)):
         return value
 
     def inner(item: Any) -> Any:
-        return _rebuilt(item, change, rows, depth + 1)
+        return _rebuilt(item, change, rows, batch, depth + 1)
 
     if isinstance(value, Mapping):
         items = {key: inner(item) for key, item in value.items()}
@@ -182,9 +188,10 @@ def _rebuilt(value: Any, change: Callable[[Tensor, Tensor | None], Tensor], rows
         parts = [inner(item) for item in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, list):
-        kept = value if rows is None else [value[int(row)] for row in rows]
-        # The rows were those of the list, so its tensors are whole items.
-        return [_rebuilt(item, change, None, depth + 1) for item in kept]
+        if rows is None or len(value) != batch:
+            return [inner(item) for item in value]
+        # The rows are those of the list, so its tensors are whole items.
+        return [_rebuilt(value[int(row)], change, None, None, depth + 1) for row in rows]
     duplicate = copy.copy(value)
     for key, item in list(vars(duplicate).items()):
         object.__setattr__(duplicate, key, inner(item))

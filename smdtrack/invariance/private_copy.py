@@ -216,10 +216,12 @@ def _scripted_parameters(model: nn.Module, duplicate: nn.Module, dtype: torch.dt
     copies = dict(duplicate.named_modules())
     for name, module in model.named_modules():
         if _is_scripted(module):
+            # `deepcopy` clones scripted parameters, with a history.
+            for parameter in copies[name].parameters():
+                parameter.detach_()
             scripted = copies[name].to(dtype)
             own = dict(scripted.named_parameters(recurse=False))
             for key, parameter in module.named_parameters(recurse=False):
-                # `deepcopy` clones scripted parameters, with a history.
-                own[key].detach_().requires_grad_(parameter.is_floating_point())
+                own[key].requires_grad_(parameter.is_floating_point())
                 found[id(parameter)] = cast(nn.Parameter, own[key])
     return found

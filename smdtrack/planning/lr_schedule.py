@@ -56,6 +56,13 @@ def check_optimizer(name: str) -> None:
             raise SmdtrackError(f"optimizer {name!r} {missing}")
 
 
+def check_schedule(name: str) -> None:
+    """Raises `SmdtrackError`, with near names, for a schedule that no version of timm has."""
+    if name not in SCHEDULES:
+        hint = did_you_mean(name, SCHEDULES) or f"schedules are {', '.join(SCHEDULES)}"
+        raise SmdtrackError(f"timm has no schedule {name!r}; {hint}")
+
+
 def make_optimizer(recipe: Recipe, shape: tuple[int, ...]) -> Optimizer:
     """Returns the recipe's optimizer over one weight of the given shape, which holds no data.
 

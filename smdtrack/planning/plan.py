@@ -98,8 +98,8 @@ def make_plan(
     notes = [*recipe.notes(), *ignored_settings(recipe)]
     findings = []
     if with_schedule and steps_per_epoch is not None:
-        schedule, said = lr_segments(optimizer, recipe, steps_per_epoch)
-        notes += said
+        schedule, further_notes = lr_segments(optimizer, recipe, steps_per_epoch)
+        notes += further_notes
         peak = line_at(max(segment.lr for segment in schedule))
         segments = [LineSegment(part.steps, line_at(part.lr)) for part in schedule]
         paths = [relax(segments, peak, norm) for norm in start_norms] if peak.angular_update else []

@@ -53,10 +53,10 @@ def explain(
             f"the shape of the {source.sched} schedule: the angle follows another power of the learning rate, so it is "
             "kept at the largest and the smallest learning rate but not between them"
         )
-    if ANY_GRADIENT in before.assumptions and WHITE in after.assumptions:
+    if ANY_GRADIENT in before.assumptions and any(WHITE in text for text in after.assumptions):
         lost.append(
             f"exactness: the line of {before.optimizer} holds for any gradients, that of {after.optimizer} for "
-            "gradients uncorrelated in time; expect a few percent"
+            f"gradients uncorrelated in time; expect {'ten' if 'Lion' in after.optimizer else 'a few'} percent"
         )
     if moved:
         lost.append(

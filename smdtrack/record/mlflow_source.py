@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from smdtrack.names import did_you_mean
 from smdtrack.notices import SmdtrackError, first_line
+from smdtrack.record.addresses import without_secrets
 from smdtrack.record.opened_run import OpenedRun, Setting
 from smdtrack.record.script_output import command_settings, plain
 from smdtrack.record.series_source import Series, TrackerRun, is_ours, read_table, run_of
@@ -60,17 +61,11 @@ def open_mlflow(address: str, tracking_uri: str | None = None) -> OpenedRun:
             raise SmdtrackError(_cannot_read(uri, error)) from error
 
 
-def shown_address(uri: str) -> str:
-    """Returns the address without user and password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
 def _cannot_read(uri: str, error: Exception) -> str:
-    said = first_line(error).replace(uri, shown_address(uri))
+    said = first_line(error).replace(uri, without_secrets(uri))
     if "Max retries exceeded" in said or "Connection" in said:
-        return f"no MLflow server answers at {shown_address(uri)}"
-    return f"MLflow at {shown_address(uri)} cannot be read: {said}"
+        return f"no MLflow server answers at {without_secrets(uri)}"
+    return f"MLflow at {without_secrets(uri)} cannot be read: {said}"
 
 
 def _check_local_store(uri: str) -> None:
@@ -93,7 +88,7 @@ def _find(client: Any, wanted: str, uri: str) -> Any:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise SmdtrackError(
-            f"MLflow at {shown_address(uri)} has no run {wanted!r}; a name is written as mlflow:EXPERIMENT/NAME"
+            f"MLflow at {without_secrets(uri)} has no run {wanted!r}; a name is written as mlflow:EXPERIMENT/NAME"
         ) from error
 
 
@@ -102,7 +97,7 @@ def _find_by_name(client: Any, experiment: str, name: str, uri: str) -> Any:
     if found is None:
         names = [entry.name for entry in client.search_experiments(max_results=_MOST_NAMES)]
         hint = did_you_mean(experiment, names) or f"there are {', '.join(names)}"
-        raise SmdtrackError(f"MLflow at {shown_address(uri)} has no experiment {experiment!r}; {hint}")
+        raise SmdtrackError(f"MLflow at {without_secrets(uri)} has no experiment {experiment!r}; {hint}")
     runs = client.search_runs([found.experiment_id], max_results=_MOST_NAMES)  # newest first
     for run in runs:
         if run.info.run_name == name:
@@ -121,7 +116,7 @@ def _read(client: Any, run: Any, uri: str) -> OpenedRun:
     series = {key: _series(history) for key, history in zip(ours, histories, strict=True)}
     own = _OWN_TAG in run.data.tags
     params, settings = _params(run.data.params, own)
-    place = f"{PREFIX}{run_id} at {shown_address(uri)}"
+    place = f"{PREFIX}{run_id} at {without_secrets(uri)}"
     status = _STATUS.get(run.info.status, "running")
     table = _table(client, run_id)
     opened = run_of(

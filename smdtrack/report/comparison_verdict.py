@@ -34,6 +34,10 @@ def sentences(comparison: Comparison, change: RunChange) -> list[str]:
     """Returns the verdict on one run beside the baseline: what changed, as predicted or not, and why."""
     if _is_same(comparison, change):
         return [f"No difference: {change.run.letter} has the settings and the angles of {comparison.baseline.letter}."]
+    if change.run.diverged_at is not None:
+        # Norms and lags of a run that failed explain nothing that is still of use.
+        ends = _ends(comparison.baseline, change)
+        return [*ends, _headline(comparison.baseline, change), *_metrics(comparison.baseline, change.run)]
     said = [_headline(comparison.baseline, change)]
     said += _ends(comparison.baseline, change)
     said += _lags(comparison.baseline, change)
@@ -90,8 +94,8 @@ def _headline(baseline: RunFacts, change: RunChange) -> str:
     if causes and not _explains(baseline.settings, change.run.settings, line):
         return (
             f"{turns}{_prediction([], measured, line, drift, named=False)} The recorded settings differ by"
-            f" {_and(causes)}, which is not how the line moved: a schedule changed the rate, or the optimizer has a line"
-            " of another kind."
+            f" {_and(causes)}, which is not how the line moved: a schedule changed the rate, or the optimizer has a"
+            " line of another kind."
         )
     if not causes and moved:
         causes = _schedule_cause(baseline, change.run)

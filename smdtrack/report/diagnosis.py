@@ -52,6 +52,7 @@ def diagnose(run: RunFacts) -> Diagnosis:
 def _causes(run: RunFacts) -> Iterator[Cause]:
     if run.diverged_at is not None:
         yield Cause(f"{_DIVERGED.why} at step {run.diverged_at}: the training diverged", _DIVERGED.action)
+        return  # why the weights were not in equilibrium before that is of no use any more
     if run.status == "interrupted":
         yield Cause(f"the training was interrupted: the last sample is step {run.last_step}")
     if run.status == "failed":

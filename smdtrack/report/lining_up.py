@@ -1,7 +1,6 @@
 """The stretch of a common axis over which runs are compared."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -11,11 +10,10 @@ from smdtrack.record.run import Floats, Run
 from smdtrack.report.facts import step_weights, time_constants
 from smdtrack.report.settings import steps_per_epoch
 
-Axis = Literal["steps", "epochs", "time-constants"]
-AXES: tuple[Axis, ...] = ("steps", "epochs", "time-constants")
+AXES = ("steps", "epochs", "time-constants")
 
 
-def positions(opened: OpenedRun, axis: Axis) -> Floats:
+def positions(opened: OpenedRun, axis: str) -> Floats:
     """Returns where on the axis each sample lies, (T,), increasing.
 
     Time constants are those of the median weight, added up over the steps, so that a schedule is taken into account.
@@ -52,7 +50,7 @@ def time_constants_passed(run: Run) -> Floats | None:
     return passed
 
 
-def last_common_steps(runs: Sequence[OpenedRun], axis: Axis) -> list[float]:
+def last_common_steps(runs: Sequence[OpenedRun], axis: str) -> list[float]:
     """Returns, for each run, the step at which it has come as far on the axis as the shortest run came."""
     axes = [positions(opened, axis) for opened in runs]
     if any(not len(position) for position in axes):

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from smdtrack.names import stage_of
+from smdtrack.notices import SmdtrackError
 from smdtrack.record.opened_run import OpenedRun
 from smdtrack.record.run import Run
 from smdtrack.report.comparison import Comparison
 from smdtrack.report.facts import RunFacts, facts_of, only
-from smdtrack.report.lining_up import time_constants_passed
+from smdtrack.report.lining_up import AXES, positions, time_constants_passed
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -55,7 +56,15 @@ class PageView:
 def view_of(
     opened: Sequence[OpenedRun], comparison: Comparison | None, globs: Sequence[str] = (), axis: str = "steps"
 ) -> PageView:
-    """Returns the view of one run or several."""
+    """Returns the view of one run or several.
+
+    Raises:
+        SmdtrackError: If a run cannot be drawn over the axis, or the axis is unknown.
+    """
+    if axis not in AXES:
+        raise SmdtrackError(f"no axis {axis!r}; there are {', '.join(AXES)}")
+    for entry in opened:
+        positions(entry, axis)
     runs = tuple(only(entry.run, globs) for entry in opened)
     facts = (
         comparison.runs

@@ -1,4 +1,4 @@
-"""A sink that keeps everything in memory: for tests, and to look at a run from Python."""
+"""A sink that keeps everything in memory, for tests and for use from Python."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,10 +8,13 @@ from smdtrack.record.summary import Summary
 
 
 class MemorySink:
-    """Keeps points, summary and status.
+    """Keeps the points, the summary and the status of a run.
 
     Attributes:
-        points: All points in the order of their arrival.
+        info: What was known of the run when it started; None before that.
+        points: All points, in the order in which they were written.
+        summary: The summary; None until the run has ended.
+        status: As in `Run`; None until the run has ended.
     """
 
     name = "memory"
@@ -23,7 +26,7 @@ class MemorySink:
         self.status: str | None = None
 
     def note_script_run(self) -> None:
-        """Nothing to remember."""
+        """Does nothing: there is no run of the script to remember."""
 
     def start(self, info: RunInfo) -> None:
         """Keeps what is known of the run."""
@@ -38,15 +41,15 @@ class MemorySink:
         self.summary, self.status = summary, status
 
     def destination(self) -> Mapping[str, Any]:
-        """Nowhere but here."""
+        """Returns nothing: the points are only in this object."""
         return {}
 
     def complete_up_to(self) -> int | None:
-        """Knows nothing of the past."""
+        """Returns None: it has no points of an earlier part of a run."""
         return None
 
     def how_to_open(self) -> Sequence[str]:
-        """Nothing to open."""
+        """Returns nothing: there is nothing to open."""
         return ()
 
     def series(self, key: str) -> list[tuple[int, float]]:

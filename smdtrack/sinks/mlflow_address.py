@@ -1,21 +1,23 @@
-"""Where an MLflow store is: its address in full, without secrets, and whether something answers there."""
+"""Addresses of MLflow stores: in full, without secrets, with credentials, and whether something answers there."""
 
 import os
 import shlex
 import socket
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-#: MLflow's client tries a dead server for half a minute; one connection tells it in this many seconds.
+from smdtrack.record.addresses import without_secrets as without_secrets
+
+#: Longest time to connect in seconds. MLflow's client itself tries a server that is down for half a minute.
 CONNECT_SECONDS = 3.0
 _SQLITE = "sqlite:///"
 _LOCAL_PORT = 5000
 
 
 def absolute_uri(uri: str) -> str:
-    """Returns the address of a local store with its full path, so that it holds in any folder; others unchanged."""
+    """Returns the address of a local store with its full path, so that it is valid in any folder; others unchanged."""
     if uri.startswith(_SQLITE) and not uri.startswith(_SQLITE + "/") and ":memory:" not in uri:
         path, mark, options = uri.removeprefix(_SQLITE).partition("?")
         return f"{_SQLITE}{Path(path).absolute()}{mark}{options}"
@@ -25,18 +27,8 @@ def absolute_uri(uri: str) -> str:
 
 
 def default_uri() -> str:
-    """Returns the store that is used where nobody has set one: `mlflow.db` in the working directory."""
+    """Returns the store that is used if none is set: `mlflow.db` in the working directory."""
     return f"{_SQLITE}{Path.cwd() / 'mlflow.db'}"
-
-
-def without_secrets(uri: str) -> str:
-    """Returns the address without user, password and query, so that it can be printed and stored."""
-    if uri.startswith(_SQLITE):
-        return uri
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc and not parts.query:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def with_credentials(uri: str) -> str:
@@ -46,14 +38,14 @@ def with_credentials(uri: str) -> str:
 
 
 def is_server(uri: str) -> bool:
-    """Whether the address is a tracking server's."""
+    """Returns whether the address is that of a tracking server."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
 def check_reachable(uri: str, seconds: float = CONNECT_SECONDS) -> None:
-    """Connects to a tracking server once, or sees whether an sqlite store can be written; others are not tried.
+    """Connects once to a tracking server, or checks that an sqlite store can be written.
 
-    MLflow itself tries either for minutes. A server behind a proxy is not tried.
+    MLflow itself tries either for minutes. Other stores, and servers behind a proxy, are not checked.
 
     Raises:
         ConnectionError: If nothing answers or the store cannot be written, in one line that names the address.

@@ -1,8 +1,9 @@
-"""The saved MLflow view: measured and theory on one chart, an overview open, a section per stage folded.
+"""The saved MLflow view: measured values and theory in one chart, an open overview, a folded section per stage.
 
-MLflow keeps the state of its chart page in an experiment tag and draws it for whoever opens the tag's address. In a
-line chart of several metrics the first is solid and the others are dashed, so theory needs no more than its own keys.
-The format is not documented: it was read from MLflow 3.17, where named views exist since 3.15.
+MLflow keeps the state of its chart page in an experiment tag, and shows it to everyone who opens the address of the
+tag. In a line chart of several metrics, MLflow draws the first one solid and the others dashed: theory is logged under
+keys of its own and drawn beside the measured values. The format is not documented. It was read from MLflow 3.17; named
+views exist since 3.15.
 """
 
 import base64
@@ -16,15 +17,15 @@ from typing import Any, NamedTuple
 from smdtrack.names import stage_of
 from smdtrack.record.run import TrackedWeight
 
-#: Part of every tag and address; goes up when the cards change, so that an older view is left as it is.
+#: Part of every tag and address. It gets a new number when the cards change, so that older views stay as they are.
 VIEW_KEY = "smdtrack-v1"
 VIEW_NAME = "smdtrack: measured vs theory"
 OVERVIEW_SECTION = "smdtrack: overview"
 TAG_PREFIX = "mlflow.sharedViewState."
-#: MLflow takes 20000 characters in a tag; a view that a person edits may grow.
+#: Longest tag in characters. MLflow accepts 20000; the rest is room for what people change in a view.
 MAX_CHARACTERS = 15_000
 
-# The first of each is drawn solid, the others dashed. More than four would repeat the styles.
+# MLflow draws the first of each solid, the others dashed. It has four styles: a fifth line would look like the first.
 OVERVIEW_CARDS = (
     ("smd/angle_ratio_p50", "smd/theory", "smd/angle_ratio_p10", "smd/angle_ratio_p90"),
     ("smd/pred_ratio_p50", "smd/theory"),
@@ -32,11 +33,11 @@ OVERVIEW_CARDS = (
 )
 _CARD_FAMILIES = (("angle", "angle_eq", "angle_pred"), ("norm", "norm_eq"))
 _LINE_FAMILIES = frozenset({"angle_pred", "angle_eq", "norm_eq"})
-# Noise of a hundredth must not fill the chart whose message is that the ratio stays at 1.
+# Fixed ranges: otherwise noise of one percent fills the chart of a ratio that stays at 1.
 _RANGES = {"smd/pred_ratio_p50": {"yMin": 0.5, "yMax": 1.5}, "smd/in_equilibrium": {"yMin": 0, "yMax": 1.05}}
 _CARD_HEIGHT = 290
-# MLflow makes a chart for every key that is not the first of a card, in a section named by the key's family, open at
-# the bottom. A section of that name which is there already is filled instead, and stays folded.
+# MLflow adds a chart for every key that is not the first of a card, in an open section with the name of the key's
+# family. If the view has a section of that name already, the charts go there and it stays folded.
 _LEFT_OVER_FAMILIES = ("smd", "angle_eq", "angle_pred", "norm_eq", "effective_grad")
 
 Layers = Mapping[str, frozenset[str]]
@@ -51,7 +52,7 @@ class View(NamedTuple):
 
 
 def layers_of(weights: Iterable[TrackedWeight]) -> dict[str, frozenset[str]]:
-    """Returns which families each weight is drawn with; a weight without a line has its measured curves only."""
+    """Returns the families that are drawn for each weight; without a line, only the measured ones."""
     families = {family for card in _CARD_FAMILIES for family in card}
     return {
         weight.key: frozenset(families if weight.line_kind != "none" else families - _LINE_FAMILIES)
@@ -79,7 +80,7 @@ def merged(existing: Layers, new: Layers) -> dict[str, frozenset[str]]:
 def views(layers: Layers, limit: int = MAX_CHARACTERS) -> list[View]:
     """Returns the views that show the layers: one, or as many as keep each under `limit` characters.
 
-    The first holds the overview and as many layers as fit; the others go on with the layers.
+    The first holds the overview and as many layers as fit; the others hold the remaining layers.
     """
     made: list[View] = []
     rest = dict(layers)
@@ -94,7 +95,7 @@ def views(layers: Layers, limit: int = MAX_CHARACTERS) -> list[View]:
 
 
 def _fitting(layers: Layers, limit: int, overview: bool) -> int:
-    """Returns how many layers, at least one, fit into a view: bisection, since the text grows with every layer."""
+    """Returns how many layers, at least one, fit into a view. Found by bisection: the text grows with every layer."""
     items = list(layers.items())
     low, high = min(1, len(items)), len(items)
     while low < high:
@@ -183,7 +184,7 @@ def _card(uuid: str, section: str, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def encode(state: Mapping[str, Any]) -> str:
-    """Returns the state as MLflow's page reads it."""
+    """Returns the state in the form that MLflow's page reads."""
     text = json.dumps(state, separators=(",", ":"))
     return "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
@@ -204,7 +205,7 @@ def decode(tag: str) -> dict[str, Any]:
 
 
 def tag_value(view: View, named: bool, now: float | None = None) -> str:
-    """Returns the tag of a view: in the envelope of a named view, or bare for servers that know none."""
+    """Returns the tag of a view: as a named view, or only its state for servers without named views."""
     if not named:
         return encode(view.state)
     milliseconds = int((time.time() if now is None else now) * 1000)
@@ -214,16 +215,16 @@ def tag_value(view: View, named: bool, now: float | None = None) -> str:
 
 
 def knows_named_views(version: str) -> bool:
-    """Whether this version of MLflow lists named views: 3.15 and newer."""
+    """Returns whether this version of MLflow has named views: 3.15 and newer."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return match is not None and (int(match[1]), int(match[2])) >= (3, 15)
 
 
 def write_views(client: Any, experiment_id: str, layers: Layers, version: str) -> list[str]:
-    """Writes the views into the experiment's tags where something is missing, and returns their keys.
+    """Writes the views into the experiment's tags if they lack a layer, and returns their keys.
 
-    Layers that earlier runs of the experiment tracked stay in the view. A view that already shows everything is not
-    touched, whatever else a person has changed in it.
+    Layers of earlier runs of the experiment stay in the view. A view that has all layers is left as it is, with
+    whatever people have changed in it.
     """
     tags = client.get_experiment(experiment_id).tags
     existing: dict[str, frozenset[str]] = {}

@@ -1,7 +1,7 @@
 """What a sink is: a place besides the local record that takes a run's points."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from smdtrack.record.run import Point, RunInfo
 from smdtrack.record.summary import Summary
@@ -43,3 +43,11 @@ class Sink(Protocol):
 
     def how_to_open(self) -> Sequence[str]:
         """Returns lines for people: the exact command or address that shows the run."""
+
+
+@runtime_checkable
+class RecordReadingSink(Sink, Protocol):
+    """A sink that reads the local record itself, at a time of its own."""
+
+    def use_flush(self, flush: Callable[[float], bool]) -> None:
+        """Takes a function that waits, at most for some seconds, until all that was measured is in the local record."""

@@ -1,19 +1,22 @@
-"""Reference lines as trackers should get them: when they move, never one point a step."""
+"""Thins out reference lines: trackers get a point when a line has changed, not one per sample."""
 
 from collections.abc import Iterable, Iterator
 
 from smdtrack.record.run import REFERENCE_FAMILIES, Point
 
-#: A reference is sent again once it has moved by this share: under 200 points over a schedule's hundredfold decay.
+#: Relative change after which a reference line is sent again: a decay by a factor of 100 is then under 200 points.
 MOVED = 0.03
 _CONSTANT_KEYS = frozenset({"smd/theory"})
 
 
 class ReferenceThinner:
-    """Passes measured points through and holds reference points back until the line has moved.
+    """Passes measured points on and holds points of reference lines back until the line has changed.
 
-    A line that stands still thus becomes two points, its first and (from `last_points`) its last, and MLflow and W&B
-    draw the straight line between them.
+    A constant line becomes two points, its first and, from `last_points`, its last. MLflow and W&B draw the straight
+    line between them.
+
+    Args:
+        moved: Relative change after which a line is sent again.
     """
 
     def __init__(self, moved: float = MOVED) -> None:
@@ -24,8 +27,8 @@ class ReferenceThinner:
     def thin(self, points: Iterable[Point]) -> Iterator[Point]:
         """Yields the points to send now.
 
-        Before a line that stood still moves away, the last point at which it stood is sent too, so that a step in the
-        schedule is drawn as a step and not as a ramp.
+        If a line jumps, the last point before the jump is sent too, so that a step of the learning rate is drawn as a
+        step and not as a slope.
         """
         for point in points:
             if not is_reference(point.key):
@@ -42,12 +45,12 @@ class ReferenceThinner:
             yield point
 
     def last_points(self) -> list[Point]:
-        """Returns the last point of every line that is still held back: its end at the run's end."""
+        """Returns the held-back last point of every line, to be sent when the run has ended."""
         last = list(self._held.values())
         self._held.clear()
         return last
 
 
 def is_reference(key: str) -> bool:
-    """Whether a key's curve is a reference line that hardly moves."""
+    """Returns whether a key belongs to a reference line."""
     return key in _CONSTANT_KEYS or key.partition("/")[0] in REFERENCE_FAMILIES

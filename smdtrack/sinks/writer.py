@@ -13,7 +13,7 @@ from smdtrack.record.reader import read_run
 from smdtrack.record.retrying_store import RetryingStore
 from smdtrack.record.run import RunInfo, Sample
 from smdtrack.record.summary import Summary, summarize
-from smdtrack.sinks.protocol import Sink
+from smdtrack.sinks.protocol import RecordReadingSink, Sink
 from smdtrack.sinks.sink_delivery import SinkDelivery
 
 #: Items that may wait for the thread. The training never waits: what does not fit is dropped, counted and reported.
@@ -60,6 +60,9 @@ class Writer:
         self._unwritten: list[Sample] = []
         self._reported_fault = False
         self._thread = threading.Thread(target=self._run, name="smdtrack-writer", daemon=True)
+        for delivery in self._deliveries:
+            if isinstance(delivery.sink, RecordReadingSink):
+                delivery.sink.use_flush(self.flush)
         self._thread.start()
 
     @property

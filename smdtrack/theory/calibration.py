@@ -51,7 +51,10 @@ class CannotRunError(RuntimeError):
 
 
 def calibrated(
-    optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...] | None = None
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    shape: tuple[int, ...] | None = None,
+    call: Callable[[Callable[[], UpdateStatistics]], UpdateStatistics] | None = None,
 ) -> UpdateStatistics:
     """Returns the statistics of an optimizer of this class and these hyper-parameters, measured once and kept.
 
@@ -60,6 +63,7 @@ def calibrated(
         group: The parameter group whose hyper-parameters hold.
         shape: Of the weight, if the optimizer depends on it (Muon). A stand-in with the same aspect ratio and a shorter
             side of at most 32 is run. None: a 32 x 32 weight.
+        call: Calls the function that measures, for example in another process; by default it is called here.
 
     Raises:
         CannotRunError: If the class cannot be built or stepped that way.
@@ -70,7 +74,11 @@ def calibrated(
     if key not in _cache:
         # Optimizers that depend on the shape (matrix functions) cost more per step; half the steps give 1 % of R.
         most = _STEPS if shape is None else _STEPS // 2
-        _cache[key] = _calibrate(type(optimizer), arguments, stand_in, most)
+
+        def measure() -> UpdateStatistics:
+            return _calibrate(type(optimizer), arguments, stand_in, most)
+
+        _cache[key] = measure() if call is None else call(measure)
     return _cache[key]
 
 

@@ -1,7 +1,7 @@
 """How an optimizer without a record responds to weight decay and to scale: run it a few hundred steps and look."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,11 @@ class DecayResponse:
         return float(self.decay_share * lr**self.decay_rate_exponent * weight_decay)
 
 
-def decay_response(optimizer: Optimizer, group: Mapping[str, Any]) -> DecayResponse:
+def decay_response(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    call: Callable[[Callable[[], DecayResponse]], DecayResponse] | None = None,
+) -> DecayResponse:
     """Runs an optimizer with and without weight decay, at two sizes of gradient, weight and learning rate.
 
     It is measured once per class and hyper-parameters, at a learning rate of its own, so that a schedule does not
@@ -59,14 +63,23 @@ def decay_response(optimizer: Optimizer, group: Mapping[str, Any]) -> DecayRespo
     difference is projected on a weight that is large compared with the updates, and averaged after the filters have
     filled.
 
+    Args:
+        optimizer: The user's own. Only its class is used.
+        group: The parameter group whose hyper-parameters hold.
+        call: Calls the function that measures, for example in another process; by default it is called here.
+
     Raises:
         CannotRunError: If the class cannot be built or stepped that way.
     """
     arguments = settings_that_matter(type(optimizer), group)
     key = (type(optimizer), as_key(arguments))
     if key not in _measured:
-        with isolated():
-            _measured[key] = _measure(type(optimizer), arguments)
+
+        def measure() -> DecayResponse:
+            with isolated():
+                return _measure(type(optimizer), arguments)
+
+        _measured[key] = measure() if call is None else call(measure)
     return _measured[key]
 
 

@@ -22,6 +22,7 @@ from smdtrack.theory.line import Line, LineDescription
 from smdtrack.theory.lookahead import inside_lookahead
 from smdtrack.theory.optimizer_info import OptimizerInfo, never
 from smdtrack.theory.optimizer_table import info_of
+from smdtrack.theory.own_process import check_reproducible, in_own_process
 from smdtrack.theory.rules_calibrated import cautious, unknown
 from smdtrack.theory.update_statistics import UpdateStatistics
 
@@ -185,7 +186,9 @@ class Family:
         if dynamics is None:
             if len(self._dynamics) >= _MOST_KEPT:
                 self._dynamics.clear()
-            dynamics = self._dynamics[key] = self._compute(group, shape, calibrated)
+            dynamics = self._dynamics[key] = self._compute(
+                group, shape, calibrated if self.known else _calibrated_apart
+            )
         return dynamics
 
     def _compute(self, group: Mapping[str, Any], shape: tuple[int, ...], calibrate: Any) -> Dynamics:
@@ -199,6 +202,8 @@ class Family:
         settings = GroupSettings(plain, tuple(shape), self._optimizer, self.name, coupled, calibrate, self._step)
         try:
             settings = replace(settings, own_share=self._own_share(plain) if coupled else 0.0)
+            if not self.known:
+                check_reproducible(self._optimizer, plain)
             dynamics = _completed(self._info.rule(settings), self._info)
             if self._info.calibrate_if_cautious and settings.flag("caution"):
                 dynamics = cautious(dynamics, settings)
@@ -248,6 +253,13 @@ def _with_corrected_decay(dynamics: Dynamics) -> Dynamics:
         formula=formula.replace("lr wd", "(lr^2/lr_max) wd"),
         source=f"{dynamics.source}; {_CORRECTED_DECAY}",
     )
+
+
+def _calibrated_apart(
+    optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...] | None
+) -> UpdateStatistics:
+    """Calibrates a user's own class in a process of its own, where it cannot disturb the training."""
+    return calibrated(optimizer, group, shape, in_own_process)
 
 
 def _as_if_memoryless(

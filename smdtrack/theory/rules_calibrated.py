@@ -9,6 +9,7 @@ from smdtrack.theory.dynamics import WHITE, Dynamics, no_line
 from smdtrack.theory.finite_decay import angle_at_fixed_norm
 from smdtrack.theory.fixed_norm import FixedNorm, fixed_norm
 from smdtrack.theory.group_settings import GroupSettings
+from smdtrack.theory.own_process import in_own_process
 from smdtrack.theory.update_statistics import UpdateStatistics
 
 FIXED_NORM = "the optimizer keeps the norm fixed: there is no balance of growth and decay, and the angle is set by lr"
@@ -43,7 +44,7 @@ def unknown(settings: GroupSettings) -> Dynamics:
     shape = settings.shape if len(settings.shape) > 1 else None
     try:
         updates = settings.calibrate(settings.optimizer, settings.group, shape)
-        response = decay_response(settings.optimizer, settings.group)
+        response = decay_response(settings.optimizer, settings.group, in_own_process)
         fixed = fixed_norm(settings.optimizer, settings.group)
     except CannotRunError as error:
         return no_line(str(error))

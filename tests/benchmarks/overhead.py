@@ -25,20 +25,39 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from smdtrack.tracking import Options
+from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
 from smdtrack.tracking.attach.tracker import Tracker
-from smdtrack.tracking.attach.weight_selection import Chosen, Selection
+from smdtrack.tracking.attach.weight_selection import SelectedWeight, Selection
 
 
 def convolutions(model: nn.Module) -> Selection:
     """The weights that the audit finds in a ResNet, without waiting for it: all convolutions."""
     modules = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     found = [(f"{name}.weight", module.weight) for name, module in modules]
-    chosen = tuple(Chosen(name, name[:-7], tuple(weight.shape), "tensor", None, None) for name, weight in found)
+    chosen = tuple(SelectedWeight(name, name[:-7], tuple(weight.shape), "tensor", None, None) for name, weight in found)
     return Selection("resnet", chosen, tuple(weight for _, weight in found), 1.0, len(found))
 
 
 def tracker_for(model: nn.Module, optimizer: SGD, every: int, folder: str) -> Tracker:
     return Tracker(optimizer, convolutions(model), Options(every=every, sinks=["local"], folder=folder))
+
+
+def attach(tracker: Tracker) -> None:
+    """Lets a tracker measure steps again."""
+    for sampler in tracker._samplers:
+        add_listener(sampler)
+
+
+def detach(tracker: Tracker) -> None:
+    """Stops a tracker from measuring steps, without ending it."""
+    for sampler in tracker._samplers:
+        remove_listener(sampler)
+
+
+def has_waiting_samples(tracker: Tracker) -> bool:
+    """Returns whether the writer's thread still has samples to write."""
+    writer = tracker._recording._writer if tracker._recording is not None else None
+    return writer is not None and not writer._queue.empty()
 
 
 class UsualLogger:
@@ -101,23 +120,21 @@ def stepping(name: str, rounds: int, folder: str, nesterov: bool = False) -> dic
         optimizer.step()
         usual.after()
 
-    from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
-
     for tracker in (sampled, unsampled):
-        remove_listener(tracker)
+        detach(tracker)
     for _ in range(rounds + 3):
         times["floor"].append(timed(arrays.pass_over))
         times["plain"].append(timed(optimizer.step))
         for key, tracker in (("sampled", sampled), ("unsampled", unsampled)):
-            add_listener(tracker)
+            attach(tracker)
             times[key].append(timed(optimizer.step))
-            remove_listener(tracker)
-            while sampled._writer is not None and not sampled._writer._queue.empty():
+            detach(tracker)
+            while has_waiting_samples(sampled):
                 time.sleep(0.002)  # the writer's turn, not ours
             time.sleep(0.01)
         times["usual"].append(timed(logged))
     # A step too short to see against a whole one: the hooks alone.
-    add_listener(unsampled)
+    attach(unsampled)
     hooks = [timed(lambda: _hooks_alone(optimizer)) / 100 for _ in range(30)]
     for tracker in (sampled, unsampled):
         tracker.finish()
@@ -175,18 +192,16 @@ def training(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    from smdtrack.tracking.attach.step_hooks import add_listener, remove_listener
-
     tracker = tracker_for(model, optimizer, every, folder)
     ten()
-    remove_listener(tracker)
+    detach(tracker)
     ten()
     times: dict[str, list[float]] = {"tracked": [], "plain": []}
     for _ in range(max(steps // 10, 2)):
         times["plain"].append(timed(ten, whole_clock))
-        add_listener(tracker)
+        attach(tracker)
         times["tracked"].append(timed(ten, whole_clock))
-        remove_listener(tracker)
+        detach(tracker)
     tracker.finish()
     slower = statistics.median(tracked / plain for tracked, plain in zip(*times.values(), strict=True)) - 1
     return slower, statistics.median(times["plain"])

@@ -32,6 +32,10 @@ def test_several_runs_and_chosen_weights(runner, runs, tmp_path):
     [
         (["nothing"], "no run 'nothing' in smdtrack-runs; the newest is 20261102-100000-lr4-22222222"),
         (["base", "-o", "no/such/page.html"], "cannot write no/such/page.html: No such file or directory"),
+        (
+            ["base", "--x", "epochs"],
+            "run 20261101-100000-base-11111111 does not say how many steps an epoch has: compare over steps",
+        ),
         (["base", "--weights", "zzz*"], "no weight matches 'zzz*'; the stages are conv1, layer1, layer2"),
     ],
 )
@@ -44,3 +48,23 @@ def test_no_run_is_given(runner):
     result = runner.invoke(main, ["report"])
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: Missing argument 'RUNS...'.")
+
+
+def test_the_page_is_logged_to_the_run_s_mlflow_run(runner, runs, tmp_path):
+    from mlflow import MlflowClient
+
+    from tests.report.synthetic_runs import change_head
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "artifacts")))
+    place = {"run_id": run.info.run_id, "tracking_uri": uri}
+    change_head(runs / "20261101-100000-base-11111111", sinks={"mlflow": place})
+    result = runner.invoke(main, ["report", "base", "--log"])
+    assert (result.exit_code, result.stdout) == (0, "smdtrack-report.html\n")
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "smdtrack")] == [
+        "smdtrack/smdtrack-report.html"
+    ]
+    result = runner.invoke(main, ["report", "lr4", "--log"])
+    assert result.exit_code == 2
+    assert result.stderr == "Error: run 20261102-100000-lr4-22222222 has no MLflow run to log the page to\n"

@@ -194,7 +194,7 @@ def test_a_network_without_invariant_weights_is_told_so(tmp_path):
         (["nosuch.py"], "no script 'nosuch.py'"),
         (["--every", "-3", "x.py"], "-3 is not in the range x>=1"),
         (["--every", "often", "x.py"], "'often' is not a valid integer"),
-        (["--sink", "tensorboard", "x.py"], "'mlflow', 'wandb', 'local'"),
+        (["--sink", "tensorboard", "x.py"], "no sink 'tensorboard'; there are mlflow, wandb, local"),
         (["--lags", "1", "x.py"], "whole numbers of steps are needed, 2 or more"),
         (["--lags", "ten", "x.py"], "whole numbers of steps are needed, 2 or more"),
         (["-m", "no_such_module"], "no module 'no_such_module'"),
@@ -207,3 +207,48 @@ def test_wrong_usage_is_one_line_and_exit_code_2(runner, args, said):
     assert result.exit_code == 2
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_glob_that_matches_nothing_is_one_line_and_exit_code_2_before_the_first_step(tmp_path, script):
+    result = smdtrack(tmp_path, "run", "--sink", "local", "--include", "zzz", script, 5)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if "so far; training waits" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: include 'zzz' matches no scale-invariant weight; there are conv1.0.weight, ")
+    assert not (tmp_path / "end.pt").exists()
+
+
+def test_a_script_ended_by_ctrl_c_runs_its_atexit_handlers_and_ends_by_the_signal(tmp_path, script):
+    ending = "import atexit, os, signal; atexit.register(print, 'atexit ran'); os.kill(os.getpid(), signal.SIGINT)"
+    result = smdtrack(tmp_path, "run", "--sink", "local", "--every", "2", script, 10, ending)
+    assert result.returncode == -signal.SIGINT
+    assert result.stdout == "atexit ran\n"
+    assert "Aborted" not in result.stderr
+    assert only_run(tmp_path).status == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_script_ended_by_a_signal_has_its_status_in_the_record(tmp_path, script, number):
+    result = smdtrack(
+        tmp_path,
+        "run",
+        "--sink",
+        "local",
+        "--every",
+        "2",
+        script,
+        10,
+        f"import os; os.kill(os.getpid(), {int(number)})",
+    )
+    assert result.returncode == -number
+    run = only_run(tmp_path)
+    assert run.status == "interrupted"
+    assert run.steps.tolist() == [2, 4, 6, 8]
+
+
+def test_the_command_in_the_record_has_no_secrets():
+    from smdtrack.cli.run import without_secrets
+
+    command = ["train.py", "--api-key", "abc", "--token=def", "--lr", "0.1", "--password"]
+    assert without_secrets(command) == ["train.py", "--api-key", "***", "--token=***", "--lr", "0.1", "--password"]

@@ -194,6 +194,11 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
     [
         ("- a\n- b\n", ("--to", "adamw"), "holds no options"),
         ("opt: [sgd\n", ("--to", "adamw"), "is not YAML"),
+        (
+            "opt: sgd\nlr: 0.1\nweight_decay: 0.1\nsched: cosin\n",
+            ("--to", "adamw"),
+            "timm has no schedule 'cosin'; did you mean cosine?",
+        ),
         ("hello: world\n", ("--to", "adamw"), "--lr is missing"),
         ("opt: sgd\nlr: .inf\nweight_decay: 0.1\n", ("--to", "adamw"), "inf is not a finite number (lr in"),
         ("opt: sgd\nlr: 0.1\nweight_decay: 0\n", ("--to", "adamw"), "the recipe has no equilibrium angle to keep"),

@@ -1,5 +1,6 @@
 """Parameters that come and go: groups added, parts unfrozen, several optimizers, a step that raises."""
 
+import math
 import warnings
 
 import numpy as np
@@ -11,6 +12,11 @@ import smdtrack
 from smdtrack.record import read_run
 from tests.loops.harness import WEIGHTS, Loop, assert_equal_to_float64, column, network, plain_step, sgd, trained
 from tests.tracking.witness import Witness, assert_same_bits, everything, seed_everything
+
+
+def angle_of_chord(chord: float) -> float:
+    """sqrt(2 lr wd / (1 + a)) is the length of a step in units of the norm: the chord of the angle."""
+    return 2 * math.asin(chord / 2)
 
 
 def test_a_group_added_in_mid_run_is_measured_from_then_on_with_its_own_hyper_parameters() -> None:
@@ -29,8 +35,10 @@ def test_a_group_added_in_mid_run_is_measured_from_then_on_with_its_own_hyper_pa
     assert_equal_to_float64(witness, run)
     late = column(run, "0.weight")
     assert run.steps[np.isfinite(run.values["angle"][:, late])].tolist() == list(range(6, 13))
-    assert run.values["angle_eq"][-1, late] == pytest.approx((2 * 0.01 * 0.03 / 1.9) ** 0.5)
-    assert run.values["angle_eq"][-1, column(run, "4.weight")] == pytest.approx((2 * 0.05 * 0.01 / 1.9) ** 0.5)
+    assert run.values["angle_eq"][-1, late] == pytest.approx(angle_of_chord((2 * 0.01 * 0.03 / 1.9) ** 0.5))
+    assert run.values["angle_eq"][-1, column(run, "4.weight")] == pytest.approx(
+        angle_of_chord((2 * 0.05 * 0.01 / 1.9) ** 0.5)
+    )
 
 
 def test_a_part_that_is_unfrozen_in_mid_run_is_measured_from_then_on() -> None:

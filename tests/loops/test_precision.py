@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.loops.harness import WEIGHTS, Loop, assert_equal_to_float64, column, loss_of, network, sgd, trained
+from tests.said import collected_notices
 
 OVERFLOWS = (2, 5, 6)
 
@@ -74,16 +75,15 @@ def in_bfloat16(lr: float = 0.05, optimizer_of: object = None) -> Loop:
     return Loop(model, optimizer, step)
 
 
-def test_angles_of_bf16_weights_below_the_smallest_readable_one_are_reported(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    witness, run = trained(lambda: in_bfloat16(lr=0.002))
+def test_angles_of_bf16_weights_below_the_smallest_readable_one_are_reported() -> None:
+    with collected_notices() as notices:
+        witness, run = trained(lambda: in_bfloat16(lr=0.002))
     assert_equal_to_float64(witness, run)
     for row, step in enumerate(run.steps.tolist()):
         below = [witness.angle(name, step) < 5e-3 for name in WEIGHTS]
         assert run.overview["smd/below_floor"][row] == np.mean(below)
     assert run.overview["smd/below_floor"].max() > 0
-    assert capsys.readouterr().err.count("weights in low precision") == 1
+    assert [notice.count("weights in low precision") for notice in notices] == [1]
 
 
 def test_fp32_weights_have_no_such_flag() -> None:
@@ -126,7 +126,8 @@ def test_fp32_master_copies_are_measured_instead_of_bf16_weights() -> None:
         loop.step = step
         return loop
 
-    _, run = trained(make)
+    with collected_notices(match="weights in low precision"):
+        _, run = trained(make)
     for name in WEIGHTS:
         # Before the first step there is no master copy yet, so that the weight itself is measured.
         for step in range(2, 13):

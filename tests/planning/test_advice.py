@@ -18,8 +18,8 @@ def codes(recipe):
     ("settings", "expected"),
     [
         ({}, []),
-        ({"weight_decay": 0.0}, ["no-equilibrium"]),
-        ({"opt": "madgrad"}, ["no-equilibrium"]),
+        ({"weight_decay": 0.0}, ["no-line"]),
+        ({"opt": "madgrad"}, ["no-line"]),
         ({"weight_decay": 0.02}, ["strong-decay"]),
         ({"weight_decay": 0.2}, ["large-angle", "strong-decay"]),
         ({"opt": "lamb", "lr": 0.2}, ["large-angle"]),

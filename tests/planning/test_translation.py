@@ -43,7 +43,7 @@ def test_the_translation_predicts_the_angle_of_its_source(source, name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "lamb", "sgd"])
-def test_there_and_back_is_where_it_began(name):
+def test_translating_back_gives_the_source(name):
     there = translate(ADAMW, Target(opt=name), SHAPE).after
     lr = ADAMW.lr if name == "sgd" else None
     back = translate(there, Target(opt="adamw", lr=lr, settings={"opt_betas": ADAMW.opt_betas}), SHAPE).after

@@ -65,6 +65,30 @@ def test_every_recipe_is_understood(recipe: str) -> None:
         assert getattr(args, key) == value, key
 
 
+def test_options_of_timm_that_are_not_used_here_are_listed_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from config import parse
+
+    (tmp_path / "args.yaml").write_text(
+        "model: test_resnet\naug_splits: 3\nbn_eps: null\ntorchscript: false\nlr: 0.5\n"
+    )
+    args, _ = parse(["--config", str(tmp_path / "args.yaml")])
+    assert (args.model, args.lr) == ("test_resnet", 0.5)
+    assert capsys.readouterr().err == (
+        "train.py: options of timm that are not used here: aug_splits=3, bn_eps, torchscript\n"
+    )
+
+
+def test_every_option_of_timm_is_either_known_or_named_as_not_used() -> None:
+    from options import build_parser
+    from timm_options import NOT_USED
+
+    ours = {action.dest for action in build_parser()._actions} | {"dr"}
+    assert {name.replace("-", "_") for name in TIMM.split()} == (ours - {"help"}) | NOT_USED
+    assert not ours & NOT_USED
+
+
 def test_yaml_and_command_line_read_values_alike(tmp_path: Path) -> None:
     from config import parse
 

@@ -20,6 +20,8 @@ import torch
 import yaml
 
 from smdtrack.record import read_run
+from tests.sinks.test_wandb import records
+from tests.sinks.test_wandb import rows as wandb_rows
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TINY = ("--model", "test_resnet", "--img-size", "16", "--batch-size", "256", "--workers", "0")
@@ -168,6 +170,25 @@ def test_amp_accumulation_clipping_average_mixup_and_bce_run_together(train: Tra
         (("--batch-size", "0"), None, ("--batch-size", "at least 1")),
         (("--device", "cuda"), None, ("cuda", "not available")),
         (("--nonsense",), None, ("--nonsense",)),
+        (("--device", "gpu"), None, ("--device 'gpu'", "cannot be used")),
+        (("--opt-kwargs", "foo"), None, ("--opt-kwargs", "'foo' is not NAME=VALUE")),
+        (("--model", "test_resnet", "--opt-kwargs", "foo=1"), None, ("optimizer 'sgd'", "foo")),
+        (("--model", "test_resnet", "--model-kwargs", "foo=1"), None, ("model 'test_resnet'", "foo")),
+        (("--model", "test_resnet", "--num-classes", "5"), None, ("--num-classes 5", "10 classes")),
+        (("--model", "test_vit", "--img-size", "24"), None, ("images of size 3x24x24", "--model-kwargs")),
+        (("--model", "test_resnet", "--initial-checkpoint", __file__), None, ("--initial-checkpoint", "does not fit")),
+        (
+            ("--model", "test_resnet", "--val-split", "test"),
+            None,
+            ("--val-split 'test'", "which has train, validation"),
+        ),
+        (("--model", "test_resnet", "--train-split", "trian"), None, ("--train-split 'trian'", "no such folder")),
+        (
+            ("--dataset", "torch/cifar10", "--model", "test_resnet", "--val-split", "tset"),
+            None,
+            ("'tset'", "mean test"),
+        ),
+        (("--lr", "nan"), None, ("--lr", "finite")),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_code_2(
@@ -194,6 +215,24 @@ def test_wrong_input_ends_in_one_line_and_code_2(
     assert output.err.count("\n") == 1
     for words in said:
         assert words in output.err
+
+
+def test_a_learning_rate_of_zero_is_zero(train: Train, tmp_path: Path) -> None:
+    options = ("--lr", 0, "--warmup-lr", 0, "--sched", "none", "--epochs", 1, "--output", tmp_path)
+    done = train(*TINY, *options, "--experiment", "run")
+    assert done.returncode == 0, done.stderr
+    assert float(rows(tmp_path / "run" / "summary.csv")[0]["lr"]) == 0
+
+
+def test_log_wandb_writes_one_row_per_epoch(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(RECIPES / "train.py"), *TINY, "--epochs", "2", "--log-wandb", "--experiment", "it"]
+    environment = {**environment, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    record = records(folder)
+    assert wandb_rows(record, "epoch") == [0, 1]
+    assert len(wandb_rows(record, "eval_top1")) == len(wandb_rows(record, "lr")) == 2
 
 
 def test_a_wrong_config_is_one_line_in_a_real_process(train: Train) -> None:

@@ -70,7 +70,9 @@ def test_an_interrupted_run_is_compared_over_its_own_end(facts):
 
 def test_a_diverged_run_is_compared_before_it_diverged(facts):
     lines = said(facts("a"), facts("b", nan_from=601, status="failed"))
-    assert "B diverged at step 603: only the steps before it are compared." in lines
+    assert lines[0] == "B diverged at step 603: only the steps before it are compared."
+    assert lines[1].startswith("B turns 1.00x as far per step as A")
+    assert len(lines) == 2
 
 
 def test_a_run_that_diverged_at_once_is_refused(facts):

@@ -63,3 +63,8 @@ def test_nothing_was_measured(facts):
     assert diagnosis.causes[0].why == "no step was sampled"
     diverged = diagnose(facts("b", nan_from=1, status="failed"))
     assert diverged.verdict == "the training diverged at step 3, before a step was measured"
+
+
+def test_a_run_that_diverged_has_one_reason(facts):
+    run = facts("a", nan_from=61, start=3.0)
+    assert whys(run) == ["the weights stopped being finite at step 63: the training diverged"]

@@ -25,7 +25,8 @@ PAIRS = {
     "other": (*MOMENTUM, "--epochs", "2", "--model", "test_efficientnet"),
 }
 
-pytestmark = pytest.mark.slow
+# Eight trainings of about a minute each, on a quiet machine.
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 
 
 def smdtrack(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -62,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verdict(folder: Path, name: str, *options: str) -> list[str]:
-    result = smdtrack(folder, "compare", "-base-", f"-{name}-", "--json", *options)
+    result = smdtrack(folder, "compare", "base", name, "--json", *options)
     assert result.returncode == 0, result.stderr
     (change,) = json.loads(result.stdout)["changes"]
     return list(change["verdict"])
@@ -90,7 +91,7 @@ def test_batch_and_rate_times_four(runs: Path) -> None:
     said = verdict(runs, "batch4")
     assert "as lr x 4 predicts (2.00x at equilibrium)." in said[0]
     assert any(line.startswith("An epoch of B has 0.2") for line in said)
-    result = smdtrack(runs, "compare", "-base-", "-batch4-", "--linear-scaling", "--json")
+    result = smdtrack(runs, "compare", "base", "batch4", "--linear-scaling", "--json")
     scaling = json.loads(result.stdout)["linear_scaling"]
     assert scaling["white"] == pytest.approx(1.877, abs=1e-3)
     assert scaling["overall"]["ratio"] == pytest.approx(scaling["white"], rel=0.05)
@@ -105,13 +106,13 @@ def test_an_interrupted_run(runs: Path) -> None:
 
 
 def test_a_run_that_diverged(runs: Path) -> None:
-    result = smdtrack(runs, "compare", "-base-", "-nan-")
+    result = smdtrack(runs, "compare", "base", "nan")
     assert "diverged at step 2" in result.stdout + result.stderr
-    assert "diverged" in smdtrack(runs, "show", "-nan-").stdout
+    assert "diverged" in smdtrack(runs, "show", "nan").stdout
 
 
 def test_another_architecture(runs: Path) -> None:
-    result = smdtrack(runs, "compare", "-base-", "-other-")
+    result = smdtrack(runs, "compare", "base", "other")
     assert result.returncode == 2
     assert "have no weight in common: conv1.0, " in result.stderr
     assert "of test_resnet against conv_stem, " in result.stderr
@@ -119,6 +120,6 @@ def test_another_architecture(runs: Path) -> None:
 
 
 def test_the_page_of_all(runs: Path) -> None:
-    result = smdtrack(runs, "report", "-base-", "-lr4-", "-wd4-", "-adamw-", "-batch4-", "-o", "all.html")
+    result = smdtrack(runs, "report", "base", "lr4", "wd4", "adamw", "batch4", "-o", "all.html")
     assert result.returncode == 0, result.stderr
     assert (runs / "all.html").stat().st_size < 4e6

@@ -121,7 +121,7 @@ def test_if_the_mlflow_run_was_deleted_a_new_one_gets_the_whole_curve_and_that_i
     second = MLflowSink() if how == "deleted" else MLflowSink(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
     with collected_notices() as caught:
         written(going_on(info, samples[19]), second, samples[20:])
-    assert sum("goes on in a new MLflow run" in message for message in caught) == 1
+    assert sum("is sent to a new MLflow run" in message for message in caught) == 1
     assert second.destination()["run_id"] != first.destination()["run_id"]
     assert [step for step, _ in histories(second)[f"angle/{LAYER}"]] == [sample.step for sample in samples]
     assert_no_step_twice(second)
@@ -206,26 +206,22 @@ def test_the_wandb_run_goes_on_in_a_second_folder_of_the_same_run(
     assert {count for (_, key), count in seen.items() if key != "smd/step"} == {1}
 
 
-def test_a_script_that_goes_on_in_its_own_wandb_run_gets_no_step_twice(info: RunInfo, samples: list[Sample]) -> None:
+def test_a_script_that_continues_its_own_wandb_run_gets_no_step_twice(info: RunInfo, samples: list[Sample]) -> None:
     logged: list[dict[str, Any]] = []
-    # Offline nothing is known of a run's past: W&B's summary of a run resumed online is stood in for.
+    # Offline, W&B knows nothing of a run's earlier part: this stands for a run that was resumed online.
     run = SimpleNamespace(
         resumed=True,
         offline=False,
         summary={"smd/step": samples[19].step},
-        config={},
-        entity="e",
-        project="p",
-        id="r",
-        url="https://where/r",
-        _log=lambda data, step=None, commit=None: None,
-        log=logged.append,
+        config=SimpleNamespace(update=lambda *a, **k: None),
+        step=7,
+        log=lambda row, **options: logged.append(row),
         define_metric=lambda *a, **k: None,
     )
-    run.config = SimpleNamespace(update=lambda *a, **k: None)
+    info = dataclasses.replace(info, steps_before=samples[14].step)
+    LocalStore(info).append(samples[15:])
     sink = WandbSink(attach_only=True)
-    sink._take(run)
-    sink.start(dataclasses.replace(info, steps_before=samples[14].step))
-    run._log({"loss": 1.0})
-    sink.write([point for sample in samples[15:] for point in points(sample, info.weights)])
+    sink._run = run
+    sink.start(info)
+    sink.finish(info, None, "finished")
     assert [row["smd/step"] for row in logged] == [sample.step for sample in samples[20:]]

@@ -52,7 +52,7 @@ def recorded(info: RunInfo, samples: list[Sample]) -> Run:
 def send(sink: Any, info: RunInfo, samples: Sequence[Sample], run: Run, status: str | None = "finished") -> None:
     """Sends a run as the writer does: reference lines when they move, and at the end."""
     thinner = ReferenceThinner()
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     sink.write([point for sample in samples for point in thinner.thin(points(sample, info.weights))])
     sink.write(thinner.last_points())
@@ -80,7 +80,7 @@ def test_mlflow_and_the_local_record_are_the_same_run(
 ) -> None:
     sink = MLflowSink(store)
     send(sink, info, samples, recorded)
-    address = f"mlflow:{sink.where()['run_id']}"
+    address = f"mlflow:{sink.destination()['run_id']}"
     opened = open_run(address, tracking_uri=store)
     assert_same_values(opened.run, recorded)
     assert opened.run.status == "finished"
@@ -99,7 +99,7 @@ def test_mlflow_and_the_local_record_are_the_same_run(
 def test_wandb_and_the_local_record_are_the_same_run(info: RunInfo, samples: list[Sample], recorded: Run) -> None:
     sink = WandbSink()
     send(sink, info, samples, recorded)
-    folder = str(sink.where()["folder"])
+    folder = str(sink.destination()["folder"])
     opened = open_run(folder)
     deadline = time.monotonic() + PATIENCE
     while opened.run.status != "finished":  # finish() can return before the file is complete
@@ -143,7 +143,7 @@ def test_a_script_s_wandb_run_has_its_settings_and_metrics(
     run = wandb.init(project="theirs", dir=str(tmp_path), mode="offline", settings=settings, config={"batch_size": 256})
     folder = Path(run.dir).parent
     sink = WandbSink()
-    sink.bind()
+    sink.note_script_run()
     sink.start(info)
     run.log({"val_acc": 0.5})
     run.log({"val_acc": 0.75})
@@ -166,7 +166,7 @@ def test_a_script_s_wandb_run_has_its_settings_and_metrics(
 def test_a_run_that_is_still_going_on(info: RunInfo, samples: list[Sample], recorded: Run, store: str) -> None:
     sink = MLflowSink(store)
     send(sink, info, samples[:30], recorded, status=None)
-    opened = open_run(f"mlflow:{sink.where()['run_id']}", tracking_uri=store)
+    opened = open_run(f"mlflow:{sink.destination()['run_id']}", tracking_uri=store)
     assert opened.run.status == "running"
     assert len(opened.run.steps) == 30
     assert opened.notes[1] == "the run has no summary table: it is running, or it ended without one"
@@ -183,7 +183,7 @@ def test_a_reference_line_that_jumps_is_read_as_a_jump(info: RunInfo, recorded: 
     samples = [halved(sample) for sample in make_samples(info, 60)]
     sink = MLflowSink(store)
     send(sink, info, samples, recorded)
-    read = open_run(f"mlflow:{sink.where()['run_id']}", tracking_uri=store).run.values["angle_eq"]
+    read = open_run(f"mlflow:{sink.destination()['run_id']}", tracking_uri=store).run.values["angle_eq"]
     want = np.array([sample.values["angle_eq"][0] for sample in samples])
     np.testing.assert_allclose(read[:, 0], want, rtol=1e-9)
 

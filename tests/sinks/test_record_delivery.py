@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -192,6 +195,49 @@ def test_a_tracker_that_is_down_is_one_line_and_a_later_call_sends_everything(
     (info.folder / "run.json").write_text(json.dumps(head))
     assert delivered(info).problem is None
     assert_equals_record(info, samples, store, "FINISHED")
+
+
+@contextmanager
+def server_that_answers(status: int) -> Iterator[tuple[str, list[str]]]:
+    """Yields the address of an HTTP server that gives every request this answer, and the paths of the requests."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            paths.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{running.server_address[1]}", paths
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(401, 1), (403, 1), (500, 3), (503, 3), (429, 3)])
+def test_a_refusal_is_not_repeated_and_an_overload_is(
+    status: int, attempts: int, info: RunInfo, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("smdtrack.sinks.record_delivery.RETRY_PAUSES", (0.0, 0.0))
+    with server_that_answers(status) as (address, paths):
+        stored(info, samples, MLflowSink(address))
+        result = delivered(info)
+    assert result.problem is not None
+    assert result.problem.startswith(f"MLflow at {address}: ")
+    assert str(status) in result.problem
+    assert "\n" not in result.problem
+    assert sum(path.endswith("experiments/search") for path in paths) == attempts
+    assert read_run(info.folder).status == "finished"
 
 
 def test_the_script_s_own_run_gets_the_points_and_keeps_its_status(

@@ -1,6 +1,7 @@
 """The W&B sink with the real client, offline; runs are read back by W&B's own reader."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -11,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from smdtrack.record import LocalStore
 from smdtrack.record.run import RunInfo, Sample
+from smdtrack.sinks import make_sink
+from smdtrack.sinks.record_delivery import deliver_record
 from smdtrack.sinks.wandb import WandbSink
+from tests.said import collected_notices
 from tests.sinks.synthetic import make_info, make_points, make_samples, make_summary
 
 PATIENCE = 60
@@ -20,6 +25,7 @@ PATIENCE = 60
 
 @pytest.fixture
 def info(tmp_path: Path) -> RunInfo:
+    (tmp_path / "record").mkdir()
     return make_info(tmp_path / "record", 3)
 
 
@@ -91,17 +97,26 @@ def assert_complete(read: list[dict[str, Any]], info: RunInfo, samples: list[Sam
         assert got == [(point.step, pytest.approx(point.value)) for point in points if point.key == key]
 
 
+def record(info: RunInfo, samples: list[Sample]) -> None:
+    """Writes the samples to the local record, from which the sink reads them."""
+    store = LocalStore(info)
+    store.append(samples)
+    store.close("finished", None)
+
+
 def test_offline_run_of_our_own(
     info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sink = WandbSink()
     sink.note_script_run()
+    record(info, samples)
 
     def work() -> None:
         sink.start(info)
-        assert wandb.run is None
         sink.write(make_points(info, samples))
+        assert not list(tmp_path.glob("wandb/*run*")), "nothing stands in the way of the script's wandb.init"
         sink.finish(info, make_summary(info, samples), "finished")
+        assert wandb.run is None
 
     on_another_thread(work)
     where = sink.destination()
@@ -145,6 +160,7 @@ def test_failed_status_and_project(info: RunInfo, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_PROJECT", "from the environment")
     sink = WandbSink()
     sink.note_script_run()
+    record(info, [])
     sink.start(info)
     sink.finish(info, None, "failed")
     read = records(Path(sink.destination()["folder"]))
@@ -153,19 +169,17 @@ def test_failed_status_and_project(info: RunInfo, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_attaches_to_the_scripts_run(
+def test_what_the_script_logs_after_the_tracking_comes_before_our_rows(
     late: bool, info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path
 ) -> None:
     sink = WandbSink(attach_only=True)
     run = None if late else scripts_run(wandb, tmp_path)
     sink.note_script_run()
+    record(info, samples)
     on_another_thread(lambda: sink.start(info))
-    points = make_points(info, samples)
-    half = next(index for index, point in enumerate(points) if point.step == samples[10].step)
-    on_another_thread(lambda: sink.write(points[:half]))
     run = run or scripts_run(wandb, tmp_path)
     run.log({"loss": 1.0})
-    on_another_thread(lambda: sink.write(points[half:]))
+    on_another_thread(lambda: sink.write(make_points(info, samples)))
     run.log({"loss": 0.5})
     on_another_thread(lambda: sink.finish(info, make_summary(info, samples), "finished"))
     assert wandb.run is run
@@ -192,88 +206,177 @@ def test_stays_dormant_without_a_run(info: RunInfo, samples: list[Sample], wandb
     assert not list(tmp_path.glob("wandb/*run*"))
 
 
-@pytest.mark.parametrize("counting", ["none", "epoch", "twice an epoch", "global", "uncommitted"])
-def test_the_script_loses_no_row(
-    counting: str, info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path
+def log_as(style: str, wandb: Any, run: Any, epoch: int) -> None:
+    """Logs an epoch as scripts do."""
+    value = float(epoch)
+    if style == "no step":
+        wandb.log({"loss": value})
+    elif style == "step":
+        wandb.log({"loss": value}, step=epoch)
+    elif style == "two calls per step":
+        run.log({"loss": value}, step=epoch)
+        run.log({"accuracy": value}, step=epoch)
+    elif style == "large steps":
+        run.log({"loss": value}, step=epoch * 100)
+    else:
+        run.log({"loss": value}, commit=False)
+        run.log({"accuracy": value})
+
+
+STYLES = ("no step", "step", "two calls per step", "large steps", "commit=False")
+
+
+@pytest.mark.parametrize("end", ["run.finish", "wandb.finish", "with"])
+@pytest.mark.parametrize("style", STYLES)
+def test_the_script_s_rows_are_those_without_us_and_ours_are_complete(
+    style: str, end: str, info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path
 ) -> None:
-    """Whatever way the script counts its steps, all of its rows and all of ours arrive."""
-    run = scripts_run(wandb, tmp_path)
-    sink = WandbSink(attach_only=True)
-    sink.note_script_run()
-    sink.start(info)
-    points = make_points(info, samples)
-    steps = [sample.step for sample in samples]
-    logged = []
-    for epoch in range(10):
-        now = steps[2 * epoch : 2 * epoch + 2]
-        on_another_thread(lambda now=now: sink.write([p for p in points if p.step in now]))
-        value = float(epoch)
-        logged.append(value)
-        if counting == "none":
-            wandb.log({"loss": value})
-        elif counting == "epoch":
-            wandb.log({"loss": value}, step=epoch)
-        elif counting == "twice an epoch":
-            run.log({"loss": value}, step=epoch)
-            run.log({"accuracy": value}, step=epoch)
-        elif counting == "global":
-            run.log({"loss": value}, step=epoch * 100)
+    """The script ends its run before the tracking ends."""
+    if end != "run.finish" and style != "step":
+        pytest.skip("each way to end a run is tried with one style")
+    read = []
+    for tracked in (False, True):
+        run = scripts_run(wandb, tmp_path)
+        sink = WandbSink(attach_only=True)
+        flushed: list[float] = []
+        sink.use_flush(lambda timeout, flushed=flushed: not flushed.append(timeout))  # type: ignore[misc]
+        if tracked:
+            sink.note_script_run()
+            on_another_thread(lambda sink=sink: sink.start(info))
+            record(info, samples)
+        for epoch in range(6):
+            log_as(style, wandb, run, epoch)
+        folder = folder_of(run)
+        if end == "with":
+            with run:
+                pass
         else:
-            run.log({"loss": value}, commit=False)
-            run.log({"accuracy": value})
-    sink.finish(info, make_summary(info, samples), "finished")
-    folder = folder_of(run)
-    run.finish()
-    read = records(folder)
-    assert rows(read, "loss") == logged
-    assert rows(read, "accuracy") == (logged if counting in ("twice an epoch", "uncommitted") else [])
-    assert_complete(read, info, samples)
+            (run if end == "run.finish" else wandb).finish()
+        if tracked:
+            assert len(flushed) == 1
+            on_another_thread(lambda sink=sink: sink.finish(info, make_summary(info, samples), "finished"))
+        read.append(records(folder))
+        time.sleep(1.1)  # W&B names folders by the second
+    theirs = [
+        [
+            (item.get("_step"), {key: value for key, value in item.items() if not key.startswith("_")})
+            for item in (record["history"]["item"] for record in part if record["type"] == "history")
+            if "smd/step" not in item and "smdtrack/summary" not in item
+        ]
+        for part in read
+    ]
+    assert theirs[1][: len(theirs[0])] == theirs[0]
+    assert [row for row in theirs[1][len(theirs[0]) :] if set(row[1]) & {"loss", "accuracy"}] == []
+    assert_complete(read[1], info, samples)
+    assert "smdtrack/verdict" in json.dumps([entry for entry in read[1] if entry["type"] == "summary"])
 
 
-def test_failures_are_made_good_without_doubling(
-    info: RunInfo, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sink = WandbSink()
-    sink.note_script_run()
-    sink.start(info)
-    real, calls = sink._run.log, 0
-
-    def unreliable(row: dict[str, Any]) -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 5 == 0:
-            raise OSError("no room\nleft")
-        real(row)
-
-    monkeypatch.setattr(sink._run, "log", unreliable)
-    for _ in range(4):
-        with pytest.raises(RuntimeError, match=r"^W&B: no room$"):
-            sink.write(make_points(info, samples))
-    sink.write(make_points(info, samples))
-    sink.finish(info, None, "finished")
-    assert_complete(records(Path(sink.destination()["folder"])), info, samples)
-
-
-def test_a_run_that_the_script_ended_is_one_line(
+def test_samples_after_the_script_ended_its_run_are_counted_in_a_notice(
     info: RunInfo, samples: list[Sample], wandb: Any, tmp_path: Path
 ) -> None:
     run = scripts_run(wandb, tmp_path)
     sink = WandbSink(attach_only=True)
     sink.note_script_run()
     sink.start(info)
-    run.log({"loss": 1.0})
+    record(info, samples[:15])
     run.finish()
-    with pytest.raises(RuntimeError, match="the script has ended its W&B run before"):
-        sink.write(make_points(info, samples))
+    record(info, samples[15:])
+    with collected_notices() as notices:
+        sink.finish(info, make_summary(info, samples), "finished")
+    assert notices == ["the script ended its W&B run before 5 samples were taken; the local record has them"]
 
 
-def test_waiting_points_are_bounded(info: RunInfo, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    import smdtrack.sinks.wandb as module
-
-    monkeypatch.setattr(module, "MAX_HELD_POINTS", 100)
+def test_a_fault_in_our_part_does_not_reach_the_script_s_finish(info: RunInfo, wandb: Any, tmp_path: Path) -> None:
+    run = scripts_run(wandb, tmp_path)
     sink = WandbSink(attach_only=True)
     sink.note_script_run()
+    sink.start(info)  # there is no record to read
+    folder = folder_of(run)
+    with collected_notices(match="W&B did not get all rows: .*; the local record has them"):
+        run.finish()
+    assert next(record["exit"] for record in records(folder) if record["type"] == "exit").get("exit_code", 0) == 0
+
+
+def test_a_failure_is_one_line_and_a_repetition_logs_the_missing_rows(
+    info: RunInfo, samples: list[Sample], wandb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wandb.sdk.wandb_run import Run
+
+    sink = WandbSink()
+    sink.note_script_run()
+    record(info, samples)
     sink.start(info)
-    sink.write(make_points(info, samples))
-    assert sum(map(len, sink._rows.values())) <= 100
-    assert max(sink._rows) == samples[-1].step
+    real, calls = Run.log, 0
+
+    def unreliable(self: Any, row: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 5 == 0:
+            raise OSError("no room\nleft")
+        real(self, row)
+
+    monkeypatch.setattr(Run, "log", unreliable)
+    summary = make_summary(info, samples)
+    for _ in range(5):
+        with pytest.raises(RuntimeError, match=r"^W&B: no room left$"):
+            sink.finish(info, summary, "finished")
+    monkeypatch.undo()
+    sink.finish(info, summary, "finished")
+    assert_complete(records(Path(sink.destination()["folder"])), info, samples)
+
+
+def test_a_script_that_does_not_end_its_run_gets_the_rows_when_its_process_ends(
+    info: RunInfo, samples: list[Sample], tmp_path: Path
+) -> None:
+    script = """
+import wandb
+from pathlib import Path
+from smdtrack.sinks.wandb import WandbSink
+from tests.sinks.synthetic import make_info, make_samples, make_summary
+from tests.sinks.test_wandb import record, scripts_run
+run = scripts_run(wandb, Path.cwd())
+info = make_info(Path("record").absolute(), 3)
+samples = list(make_samples(info, 20))
+sink = WandbSink(attach_only=True)
+sink.note_script_run()
+record(info, samples)
+sink.start(info)
+sink.finish(info, make_summary(info, samples), "finished")
+run.log({"loss": 1.0}, step=3)
+print(Path(run.dir).parent)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    read = records(Path(done.stdout.strip()))
+    assert_complete(read, info, samples)
+    assert rows(read, "loss") == [1.0]
+
+
+def test_the_offline_run_of_a_killed_training_is_written_afterwards(
+    info: RunInfo, samples: list[Sample], tmp_path: Path
+) -> None:
+    store = LocalStore(info)
+    sink = WandbSink()
+    sink.note_script_run()
+    store.note_sink(sink.name, sink.destination())
+    store.append(samples)
+    store.close("killed", None)
+    (first,) = deliver_record(info.folder, make_sink)
+    (second,) = deliver_record(info.folder, make_sink)
+    assert (first.problem, second.problem, second.sent) == (None, None, 0)
+    (command,) = first.how_to_open
+    read = records(Path(command.removeprefix("wandb sync ")))
+    assert_complete(read, info, samples)
+    assert next(record["exit"] for record in read if record["type"] == "exit")["exit_code"] == 255
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+def test_rows_for_the_script_s_own_run_cannot_be_sent_afterwards(info: RunInfo, samples: list[Sample]) -> None:
+    record(info, samples)
+    store = LocalStore(info)
+    store.note_sink("wandb", {"run_id": "abc", "project": "theirs"})
+    store.close("finished", None)
+    (result,) = deliver_record(info.folder, make_sink)
+    assert result.problem == "the rows for the script's own W&B run abc can only be sent while the script runs"

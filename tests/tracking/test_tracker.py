@@ -115,6 +115,32 @@ def test_the_equilibrium_line_is_heavy_ball_s(real: tuple[Witness, smdtrack.Trac
     np.testing.assert_allclose(line, [math.sqrt(2 * rate * 0.001 / 1.9) for rate in rates], rtol=1e-5)
 
 
+def test_the_drift_corrected_line_is_theory_at_the_measured_drift(
+    real: tuple[Witness, smdtrack.Tracker, MemorySink],
+) -> None:
+    witness, tracker, _ = real
+    steps, line = read_run(tracker.folder).series(f"angle_pred/{KEY}")
+    assert steps.tolist() == list(range(2, 31))
+    rates = [step.hyper_parameters[NAME]["lr"] for step in witness.steps]
+    before, after = (
+        [float(getattr(step, moment)[NAME].square().sum()) for step in witness.steps] for moment in ("before", "after")
+    )
+    longest = max(0.05, 2 / math.sqrt(witness.steps[0].before[NAME].numel()))
+    for last in range(11, 30):
+        growth = model = 0.0
+        for step in range(last, -1, -1):
+            if abs(math.log(after[last] / before[step])) > longest:
+                break
+            # gamma = lr wd / (1 - a). The updates are lr b, and their memory 1 + 2 sum_j a^j lr_{t-j} / lr_t, 19 under
+            # a constant learning rate; |b| goes as 1 / ||w||.
+            growth += math.log(after[step] / before[step]) + 2 * rates[step] * 0.001 / 0.1
+            earlier = [rates[max(step - j, 0)] for j in range(1, 200)]
+            memory = 1 + 2 * sum(0.9 ** (j + 1) * rate for j, rate in enumerate(earlier)) / rates[step]
+            model += memory * (rates[step] / before[step]) ** 2
+        expected = max(0.0, growth / model) * (rates[last] / before[last]) ** 2
+        assert line[last - 1] ** 2 == pytest.approx(expected, rel=0.02)
+
+
 def test_the_equilibrium_norm_is_where_angle_and_line_meet(
     real: tuple[Witness, smdtrack.Tracker, MemorySink],
 ) -> None:

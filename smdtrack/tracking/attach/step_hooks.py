@@ -46,6 +46,11 @@ def remove_listener(listener: StepListener) -> None:
     _hooks.remove(listener)
 
 
+def some_steps_call_no_hooks() -> bool:
+    """Returns whether an optimizer step was compiled with `fullgraph=True` since the hooks were set."""
+    return _hooks.has_warned_of_one_graph
+
+
 class _StepHooks:
     """Calls the listeners before and after each outermost step.
 
@@ -58,13 +63,13 @@ class _StepHooks:
     def __init__(self) -> None:
         self._listeners: list[StepListener] = []
         self._handles: list[RemovableHandle] = []
-        self._has_warned_of_one_graph = False
+        self.has_warned_of_one_graph = False
         self._local = threading.local()
 
     def add(self, listener: StepListener) -> None:
         self._listeners = [*(other for other in self._listeners if not other.ended), listener]
         if not self._handles:
-            self._has_warned_of_one_graph = False
+            self.has_warned_of_one_graph = False
             self._handles = [
                 register_optimizer_step_pre_hook(_not_compiled(self._pre)),
                 register_optimizer_step_post_hook(_not_compiled(self._post)),
@@ -87,8 +92,8 @@ class _StepHooks:
 
     def warn_of_one_graph(self) -> None:
         """Warns once that compiled steps are not measured."""
-        if not self._has_warned_of_one_graph:
-            self._has_warned_of_one_graph = True
+        if not self.has_warned_of_one_graph:
+            self.has_warned_of_one_graph = True
             notify(
                 "an optimizer step compiled with fullgraph=True is not measured, because such a step calls no hooks;"
                 " training goes on"

@@ -23,6 +23,7 @@ from smdtrack.tracking.attach.recording import LONGEST_CLOSE, Recording
 from smdtrack.tracking.attach.resume import TrainingState, starting_point, training_state
 from smdtrack.tracking.attach.run_description import describe_run
 from smdtrack.tracking.attach.script_runs import a_run_ended, open_runs
+from smdtrack.tracking.attach.step_hooks import some_steps_call_no_hooks
 from smdtrack.tracking.attach.step_sampler import StepSampler
 from smdtrack.tracking.attach.training_steps import TrainingSteps
 from smdtrack.tracking.attach.weight_selection import Selection
@@ -48,8 +49,12 @@ class Tracker:
     | `norm/<w>` | weight norm |
     | `norm_eq/<w>` | norm that the weight keeps at equilibrium with the present gradients |
     | `effective_grad/<w>` | effective gradient norm, `||g|| ||w||` |
+    | `growth/<w>`, `decay/<w>` | relative growth of `||w||^2` per step by the updates, and shrinking by weight decay |
+    | `memory/<w>` | measured memory of the updates / that under uncorrelated gradients |
     | `angle_k<K>/<w>` | angle over K steps, for `lags` |
+    | `angle_k<K>_pred/<w>` | its line, from the drift-corrected angles of single steps |
     | `smd/angle_ratio_p10`, `_p50`, `_p90` | quantiles over the weights of measured / equilibrium |
+    | `smd/efficiency_k<K>` | median of the distance over K steps / that under uncorrelated gradients |
     | `smd/theory` | always 1, the line to compare the ratios with |
     | `smd/pred_ratio_p50` | median over the weights of measured / drift-corrected |
     | `smd/in_equilibrium` | share of weights within 10 % of equilibrium (RMS over fifty samples) |
@@ -96,6 +101,12 @@ near 0 while the weights are scale-invariant |
         self._state_was_loaded = False
         if selection.parameters and (not others or self.holds_weights_of(optimizer)):
             self.join(optimizer)
+        for other in others:
+            # All take part from the first step on; an optimizer for the same weights is joined when it makes a step.
+            held = {id(parameter) for parameter in parameters_of(other)}
+            mine = {index for index, weight in enumerate(selection.parameters) if id(weight) in held}
+            if mine and not any(sampler.columns & mine for sampler in self._samplers):
+                self.join(other)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -216,7 +227,9 @@ near 0 while the weights are scale-invariant |
             self._checkpoints.stop()
         for sampler in self._samplers:
             sampler.end()
-        if self._steps.step is None and any(sampler.saw_another for sampler in self._samplers):
+        # A step compiled as one graph calls no hooks, so the watched optimizer may have stepped unseen.
+        unseen = some_steps_call_no_hooks()
+        if self._steps.step is None and not unseen and any(sampler.saw_another for sampler in self._samplers):
             notify(_NEVER_STEPPED)
         if self._recording is not None:
             with suppress(Exception):

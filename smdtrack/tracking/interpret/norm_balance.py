@@ -91,6 +91,7 @@ class NormBalance:
         self._history = _History(len(sizes))
         self._max_norm_change = np.maximum(_MAX_NORM_CHANGE, _MAX_NORM_SCATTER / np.sqrt(sizes))
         self._step_sizes: deque[tuple[int, Floats]] = deque(maxlen=_STEP_SIZES)
+        self._samples_since_change = 0
 
     def add(self, step: int, values: StepValues, lines: Sequence[Line | None]) -> Balance:
         """Adds a sampled step, and returns the balance at it; growth and memory are NaN at the first one.
@@ -114,6 +115,8 @@ class NormBalance:
         decay = np.where(coupled, decay_force(rate, True), decay_force(rate, False))
         squared = values.weight_squared
         update = values.change_squared + 2 * rate * values.weight_change + rate**2 * squared
+        changed = bool(self._step_sizes) and not np.array_equal(step_size, self._step_sizes[-1][1], equal_nan=True)
+        self._samples_since_change = 0 if changed else self._samples_since_change + 1
         self._step_sizes.append((step, step_size))
         at_this_step, in_the_gap = self._transient(lines)
         norm_power = squared ** -(1 + exponent)
@@ -153,10 +156,13 @@ class NormBalance:
         R_t is the memory while the step size changes: the updates are `u_t = s_t v_t`, where v has the autocorrelation
         of the line. Between samples the step size is interpolated.
         """
+        step, now = self._step_sizes[-1]
+        gap = step - self._step_sizes[-2][0] - 1 if len(self._step_sizes) > 1 else 0
+        result = np.square(now) * np.array([[1.0], [float(gap)]])
+        if self._samples_since_change >= len(self._step_sizes):
+            return result[0], result[1]
         steps = np.array([earlier for earlier, _ in self._step_sizes])
         sizes = np.stack([size for _, size in self._step_sizes])
-        now, gap = sizes[-1], (steps[-1] - steps[-2] - 1 if len(steps) > 1 else 0)
-        result = np.square(now) * np.array([[1.0], [float(gap)]])
         changed = np.flatnonzero(np.abs(sizes / now - 1).max(axis=0) > 1e-9)
         known: dict[tuple[int, bytes], Floats] = {}
         for weight in changed.tolist():
