@@ -279,8 +279,6 @@ def _decide(
         deviation = trial.deviation(base, unread, trial.other_values) if unread else 0.0
         if deviation <= limits.untouched or trial.uses_detach or not more:
             break
-        if trial.deviation(base, unread, trial.element_factors) <= limits.unchanged:
-            break  # Only their signs matter.
         # They have no gradient, and yet the function depends on them: all units of a small gate may be dead here.
         trial.points.replace(trial.parameters[name] for name in unread)
         gradients_at_one_more_point(trial, settings, evidence)

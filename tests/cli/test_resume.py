@@ -141,7 +141,7 @@ def test_without_the_option_a_resumed_training_has_a_run_of_its_own_that_says_wh
     smdtrack_run(folder, "train_it.py", "sgd", "flushed")
     (there,) = runs_of(folder)
     resumed = smdtrack_run(folder, "train_it.py", "sgd", "never", "--resume")
-    said = [line for line in resumed.stderr.splitlines() if "goes on from a checkpoint" in line]
+    said = [line for line in resumed.stderr.splitlines() if "continues from a checkpoint" in line]
     assert len(said) == 1
     assert "at step 14" in said[0]
     assert f"--resume-run {there.relative_to(folder)}" in said[0]

@@ -140,7 +140,8 @@ def ended(script: str, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> tuple[
 @pytest.mark.parametrize(
     ("package", "script", "prefix", "first"),
     [
-        ("lightning", LIGHTNING, "", 1),
+        # The network is a part of the module that Lightning calls, and that one is judged by its next forward pass.
+        ("lightning", LIGHTNING, "", 2),
         ("accelerate", ACCELERATE, "", 1),
         # The model takes a dictionary, so that its input is captured in its next forward pass, after the first step.
         ("transformers", TRAINER, "body.", 2),

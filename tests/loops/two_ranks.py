@@ -57,7 +57,7 @@ def main(mode: str, folder: Path, watch: str, optimizer_name: str = "sgd") -> No
         tracker = smdtrack.watch(runner, optimizer, every=1, lags=[3], sinks=["local"], folder=folder / "runs")
     if watch == "fault" and dist.get_rank() == 1:
         assert tracker is not None
-        tracker._sampler._measurer._probe.begin = None  # type: ignore[assignment,method-assign]
+        tracker._samplers[0]._measurer._probe.begin = None  # type: ignore[assignment,method-assign]
     if mode == "late":
         shard(model)
         optimizer.param_groups[0]["params"] = list(model.parameters())

@@ -345,7 +345,9 @@ sink.finish(info, make_summary(info, samples), "finished")
 run.log({"loss": 1.0}, step=3)
 print(Path(run.dir).parent)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    # Else the script would share the W&B service of this process, which ends the run's file only when it ends itself.
+    own_service = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
+    environment = own_service | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -27,9 +27,14 @@ from smdtrack.tracking.attach.step_hooks import some_steps_call_no_hooks
 from smdtrack.tracking.attach.step_sampler import StepSampler
 from smdtrack.tracking.attach.training_steps import TrainingSteps
 from smdtrack.tracking.attach.weight_selection import Selection
+from smdtrack.tracking.measure.sharding import is_dtensor
 from smdtrack.tracking.measure.weak_items import WeakItems
 
 _NOT_THE_RECORDING_PROCESS = "this process does not record: in a distributed training the process of rank 0 does"
+_SHARDED_LATER = (
+    "nothing was measured, because the weights were sharded after watch began: call watch after fully_shard; training"
+    " goes on"
+)
 _NEVER_STEPPED = "the watched optimizer never made a step, but another one did: watch the one that trains"
 #: Seconds after an optimizer has been freed in which a new one for the same weights continues the open record.
 _SECONDS_FOR_A_NEW_OPTIMIZER = 2.0
@@ -230,11 +235,17 @@ near 0 while the weights are scale-invariant |
         # A step compiled as one graph calls no hooks, so the watched optimizer may have stepped unseen.
         unseen = some_steps_call_no_hooks()
         if self._steps.step is None and not unseen and any(sampler.saw_another for sampler in self._samplers):
-            notify(_NEVER_STEPPED)
+            notify(_SHARDED_LATER if self._shards_replaced_the_weights() else _NEVER_STEPPED)
         if self._recording is not None:
             with suppress(Exception):
                 self._steps.submit_rest()
             self._recording.close(status, timeout)
+
+    def _shards_replaced_the_weights(self) -> bool:
+        """Returns whether an optimizer holds sharded parameters, though the watched weights were not sharded."""
+        optimizers = [sampler.optimizer for sampler in self._samplers]
+        held = [parameter for one in optimizers if one is not None for parameter in parameters_of(one)]
+        return any(is_dtensor(parameter) for parameter in held)
 
     def abandon(self) -> None:
         """Ends the tracking in a forked child process. The parent process goes on and writes the record."""
