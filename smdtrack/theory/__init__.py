@@ -1,6 +1,7 @@
 """Reference lines: what theory predicts for scale-invariant weights under any optimizer."""
 
-from smdtrack.theory.family import Family, equilibrium_lines, identify
+from smdtrack.theory.family import Family, identify
+from smdtrack.theory.group_lines import equilibrium_lines
 from smdtrack.theory.line import Line, LineDescription
 from smdtrack.theory.rescaling import declare_invariant, rescale_factor, rescale_weight_norms
 

@@ -33,6 +33,7 @@ class Dynamics:
         decay: gamma, the relative shrinking of the weight per step; gamma over the state factor if `decay_needs_state`.
         decay_needs_state: Whether weight decay is divided by a denominator that only the optimizer's state knows.
         coupled: Whether weight decay is part of the gradient, so that it passes through the optimizer's filter.
+        first_order: Whether the line is known to first order in the decay rate only.
         norm_exponent: As in `Line`.
         decay_exponent: As in `Line`.
         trust: As in `Line`.
@@ -52,6 +53,7 @@ class Dynamics:
     decay: float = 0.0
     decay_needs_state: bool = False
     coupled: bool = False
+    first_order: bool = False
     norm_exponent: float = 0.0
     decay_exponent: float = 0.0
     trust: Literal["whole", "gradient"] | None = None
@@ -154,7 +156,7 @@ def line_of(dynamics: Dynamics, state_factor: float | None = None, alignment: fl
         return replace(line, angular_update=dynamics.fixed_angle)
     if not gamma < 1:
         return replace(line, decay_rate=None, reason=_reason(dynamics))
-    if not dynamics.coupled:
+    if not dynamics.coupled and not dynamics.first_order:
         line = replace(line, overlap=overlap(updates.autocorrelation, gamma))
     if not dynamics.has_equilibrium:
         return line

@@ -67,7 +67,7 @@ class Line:
         trust: For trust ratios, "whole" (LAMB: the step is lr ||w||) or "gradient" (LARS: before decay and momentum).
         coupled: Whether weight decay is part of the gradient, so that it passes through the optimizer's filter.
         overlap: A of `finite_decay`, if weight decay multiplies the weight; None if it is part of the gradient, if a
-            trust ratio sets the step, or if the decay rate is not known.
+            trust ratio sets the step, in Lookahead, or if the decay rate is not known.
     """
 
     kind: Kind

@@ -18,7 +18,7 @@ def inside_lookahead(dynamics: Dynamics, group: Mapping[str, Any]) -> Dynamics:
     """Returns the dynamics of a weight under Lookahead around an optimizer with the given dynamics.
 
     Derived here: over a cycle the slow weights move by alpha times the sum of the fast steps, weight decay included.
-    So the decay rate is alpha times that of the inner optimizer.
+    So the decay rate is alpha times that of the inner optimizer, to first order: decay acts in full within a cycle.
 
     Args:
         dynamics: Of the inner optimizer.
@@ -35,6 +35,7 @@ def inside_lookahead(dynamics: Dynamics, group: Mapping[str, Any]) -> Dynamics:
         title=title,
         updates=lookahead_updates(dynamics.updates, alpha, period),
         decay=alpha * dynamics.decay,
+        first_order=True,
         formula="2 alpha gamma / R of whole Lookahead steps",
         source="derived here (slow weights move by alpha times the fast path)",
         assumptions=(

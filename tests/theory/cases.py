@@ -77,13 +77,23 @@ def _cases() -> list[Case]:
     cases += [Case(name, 0.1, 1e-3, {"trust_coeff": 0.02}) for name in ("larc", "nlarc")]
     muons = ("muon", "nmuon", "adamuon", "nadamuon")
     cases += [Case(name, 1e-3, 0.5, tolerance=0.02, settle=300, steps=1200) for name in muons]
-    cases += [Case("adahessian", 1e-3, 0.25, BETAS, against="drift")]
+    cases += [
+        Case(
+            "adahessian",
+            1e-3,
+            0.25,
+            BETAS,
+            against="drift",
+            tolerance=0.03,
+            remark="the norm drifts by chance: 3 % scatter for 1024 elements in 2500 steps",
+        )
+    ]
     # Kron updates its preconditioner at every step at first and rarely after 4000: its line is that of the latter
     cases += [
         Case(name, **ADAPTIVE, shape=(16, 16), tolerance=0.02, settle=5000, steps=4000)
         for name in ("kron", "kronw", "kronc")
     ]
-    cases += [Case("lookahead_momentum", 0.1, 1e-3), Case("lookahead_adamw", **ADAPTIVE, arguments=BETAS)]
+    cases += [Case("lookahead_momentum", 0.1, 1e-3), Case("lookahead_adamw", **ADAPTIVE, arguments=BETAS, settle=4000)]
     return cases
 
 
