@@ -59,7 +59,10 @@ def test_nothing_to_draw():
 
 def test_one_value_and_constant_values():
     for y in (np.array([3.0]), np.zeros(1), np.full(1, 1e-9)):
-        ElementTree.fromstring(chart([Curve(np.ones(1), y, "c0 solid")], Frame("x")))
+        drawn = chart([Curve(np.ones(1), y, "c0 solid")], Frame("x"))
+        ElementTree.fromstring(drawn)
+        assert "nan" not in drawn
+        assert "inf" not in drawn
 
 
 def test_names_are_escaped():
